@@ -1,0 +1,5 @@
+//! The CRI's messages and services, generated from `proto/runtime/v1/api.proto`.
+
+#![allow(missing_docs, clippy::all)]
+
+tonic::include_proto!("runtime.v1");

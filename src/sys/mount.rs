@@ -1,0 +1,133 @@
+//! Mounts that are on no mount table until they are attached: built, cloned and changed by file descriptor
+//! (fsopen(2), open_tree(2), mount_setattr(2), move_mount(2)), so that a container's mounts never show on the host.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+fn failed(op: &'static str, path: &Path, source: impl Into<io::Error>) -> io::Error {
+    let source = source.into();
+    io::Error::new(source.kind(), format!("{op} {}: {source}", path.display()))
+}
+
+/// A detached overlay of `lower` (top first) with `upper` and `work` on one writable file system.
+///
+/// Layers are given one by one (`lowerdir+`, Linux 6.5), which has no limit of a page for all names together.
+/// `volatile` spares the syncfs at the end: a container's writable layer does not outlive a power cut usefully.
+pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
+    let text = |path: &Path| {
+        path.to_str().map(str::to_owned).ok_or_else(|| failed("overlay of", path, io::ErrorKind::InvalidFilename))
+    };
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed("fsopen overlay for", upper, e))?;
+    for layer in lower {
+        fsconfig_set_string(&context, "lowerdir+", text(layer)?).map_err(|e| failed("overlay layer", layer, e))?;
+    }
+    fsconfig_set_string(&context, "upperdir", text(upper)?).map_err(|e| failed("overlay upperdir", upper, e))?;
+    fsconfig_set_string(&context, "workdir", text(work)?).map_err(|e| failed("overlay workdir", work, e))?;
+    fsconfig_set_flag(&context, "volatile").map_err(|e| failed("overlay volatile", upper, e))?;
+    fsconfig_create(&context).map_err(|e| failed("overlay at", upper, e))?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .map_err(|e| failed("fsmount overlay at", upper, e))
+}
+
+/// A detached tmpfs of at most `size_bytes`, its root with `mode`.
+pub fn tmpfs(size_bytes: u64, mode: u32) -> io::Result<OwnedFd> {
+    let here = Path::new("tmpfs");
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed("fsopen", here, e))?;
+    fsconfig_set_string(&context, "size", size_bytes.to_string()).map_err(|e| failed("size of", here, e))?;
+    fsconfig_set_string(&context, "mode", format!("{mode:o}")).map_err(|e| failed("mode of", here, e))?;
+    fsconfig_create(&context).map_err(|e| failed("create", here, e))?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(|e| failed("fsmount", here, e))
+}
+
+/// A detached copy of the mount at `path` (symlinks followed), with everything mounted below it if `recursive`.
+pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(rustix::fs::CWD, path, flags).map_err(|e| failed("open_tree", path, e))
+}
+
+/// As [`clone_tree`], of what `fd` is open on.
+pub fn clone_tree_at(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(fd, "", flags).map_err(|e| failed("open_tree", Path::new("of a descriptor"), e))
+}
+
+/// Attaches the detached mount `mount` at `path` below `dir`.
+pub fn attach(mount: impl AsFd, dir: impl AsFd, path: &Path) -> io::Result<()> {
+    move_mount(mount, "", dir, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| failed("move_mount to", path, e))
+}
+
+/// How events of mounting travel between a mount and its peers (mount_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Private,
+    Slave,
+    Shared,
+}
+
+/// What mount_setattr(2) changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attributes {
+    pub read_only: bool,
+    pub nosuid: bool,
+    pub nodev: bool,
+    pub noexec: bool,
+    pub propagation: Option<Propagation>,
+    /// Change everything mounted below, too.
+    pub recursive: bool,
+}
+
+/// Changes the attributes of the mount that `mount` is open on.
+pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+    let mut set = 0;
+    for (wanted, flag) in [
+        (attributes.read_only, libc::MOUNT_ATTR_RDONLY),
+        (attributes.nosuid, libc::MOUNT_ATTR_NOSUID),
+        (attributes.nodev, libc::MOUNT_ATTR_NODEV),
+        (attributes.noexec, libc::MOUNT_ATTR_NOEXEC),
+    ] {
+        if wanted {
+            set |= flag;
+        }
+    }
+    let propagation = match attributes.propagation {
+        None => 0,
+        Some(Propagation::Private) => libc::MS_PRIVATE,
+        Some(Propagation::Slave) => libc::MS_SLAVE,
+        Some(Propagation::Shared) => libc::MS_SHARED,
+    };
+    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path is a literal, `attr` lives across the call and its size is given.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &attr,
+            std::mem::size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(failed("mount_setattr", Path::new("of a descriptor"), io::Error::last_os_error())) }
+}
+
+/// Opens `path` as if `root` were `/`: no `..` and no symlink leads out of it (openat2(2), RESOLVE_IN_ROOT).
+pub fn open_in_root(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    openat2(root, path, flags | OFlags::CLOEXEC, mode, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+        .map_err(|e| failed("open", path, e))
+}
