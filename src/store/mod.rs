@@ -48,6 +48,11 @@ pub struct StoredContainer {
     pub status: ContainerStatus,
 }
 
+/// A container's writable layer, below its directory.
+pub const UPPER: &str = "upper";
+/// The working directory that overlayfs needs beside it.
+pub const WORK: &str = "work";
+
 /// The two directory trees that hold pods. All calls block, briefly: they touch only local directories.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -92,14 +97,20 @@ impl Store {
         write(&self.pod_dir(id), "status.json", status)
     }
 
-    /// Makes a container's directories and records what is asked for.
-    pub fn create_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
-        let dir = self.container_dir(&record.sandbox_id, &record.id);
+    /// Makes a container's directories, and returns the one that holds them all. As long as no record is in it, it is
+    /// an attempt that the next start sweeps away.
+    pub fn make_container_dirs(&self, pod: &SandboxId, id: &ContainerId) -> Result<PathBuf, StoreError> {
+        let dir = self.container_dir(pod, id);
         make_private(&dir)?;
-        for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+        for (name, mode) in [(UPPER, 0o755), (WORK, 0o700)] {
             make(&dir.join(name), mode)?;
         }
-        write(&dir, "record.json", record)
+        Ok(dir)
+    }
+
+    /// Records what is asked for.
+    pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
+        write(&self.container_dir(&record.sandbox_id, &record.id), "record.json", record)
     }
 
     /// Records what became of a container.
@@ -113,9 +124,8 @@ impl Store {
     }
 
     /// The exit record that the pod's monitor wrote, if the container has exited since the last reboot.
-    pub fn exit(&self, pod: &SandboxId, id: &ContainerId) -> Option<Exit> {
-        let text = std::fs::read(self.pod_run_dir(pod).join("exits").join(id)).ok()?;
-        Exit::from_record(&text)
+    pub fn exit_record(&self, pod: &SandboxId, id: &ContainerId) -> Option<String> {
+        std::fs::read_to_string(self.pod_run_dir(pod).join("exits").join(id)).ok()
     }
 
     /// Removes a container's directory and exit record. Fine if they are gone.

@@ -79,6 +79,8 @@ pub struct PodRecord {
     pub network: Option<serde_json::Value>,
     /// The parent cgroup of the pod's cgroups, absolute in every hierarchy.
     pub cgroup_parent: String,
+    /// The parent did not exist before the pod: it goes with it.
+    pub cgroup_parent_made: bool,
 }
 
 impl PodRecord {
@@ -140,8 +142,6 @@ pub struct ContainerRecord {
     pub user: cri::ContainerUser,
     /// The process policy, which every exec into the container shares.
     pub policy: serde_json::Value,
-    /// The directories made for the image's volumes, removed with the container.
-    pub volumes: Vec<PathBuf>,
 }
 
 impl ContainerRecord {
@@ -183,11 +183,6 @@ impl Exit {
     /// An end that nobody saw: the monitor was gone, or the machine rebooted.
     pub fn unknown(message: impl Into<String>, finished_at_ns: i64) -> Self {
         Self { code: 255, finished_at_ns, oom_killed: false, reason: "Unknown".to_owned(), message: message.into() }
-    }
-
-    /// The exit that a monitor recorded.
-    pub fn from_record(text: &[u8]) -> Option<Self> {
-        serde_json::from_slice(text).ok()
     }
 }
 
