@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 
 use super::{Cgroup, file, normal_path};
 
-/// How long a cgroup may stay busy: its last processes are still on their way out.
+/// How long a cgroup may stay busy, in all hierarchies together: its last processes are still on their way out.
 const PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 impl Cgroup {
-    /// Removes the cgroup and all below it, in every hierarchy. Blocks at most about 2 seconds per hierarchy while
-    /// one is busy, then fails with `ResourceBusy`; the other hierarchies are removed all the same. One that is gone
+    /// Removes the cgroup and all below it, in every hierarchy. Blocks at most about 2 seconds while it is
+    /// busy, then fails with `ResourceBusy`; where it is not busy it is removed all the same. One that is gone
     /// is fine. Kills nobody.
     pub fn remove(&self) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
         let mut outcome = Ok(());
         for dir in self.dirs() {
-            let removed = remove_tree(&dir, Instant::now() + PATIENCE);
+            let removed = remove_tree(&dir, deadline);
             if outcome.is_ok() {
                 outcome = removed;
             }
