@@ -1,1 +1,2 @@
-//! 
+//! Network
+pub mod netns;

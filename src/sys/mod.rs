@@ -5,3 +5,5 @@
 pub mod cgroup;
 pub mod fd;
 pub mod mount;
+#[cfg(feature = "daemon")]
+pub mod netlink;
