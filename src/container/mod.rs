@@ -7,6 +7,7 @@ mod exited;
 mod list;
 mod log;
 mod mounts;
+mod policy;
 mod recover;
 mod remove;
 mod reopen_log;
