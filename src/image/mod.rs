@@ -4,6 +4,7 @@
 
 mod error;
 mod fs_info;
+mod glob;
 mod list;
 mod remove;
 mod status;
@@ -59,6 +60,7 @@ impl Images {
     pub async fn open(config: ImageConfig) -> Result<Arc<Self>, ImageError> {
         let settings = config.clone();
         let store = blocking("open images", move || Store::open(&settings)).await?;
+        tokio::spawn(Store::keep_swept(Arc::downgrade(&store)));
         Ok(Arc::new(Self { store, config }))
     }
 
