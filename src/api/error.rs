@@ -8,6 +8,7 @@ use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
 use crate::sandbox::SandboxError;
+use crate::stats::StatsError;
 
 /// The code of an error, and the error as the edge tells it: once, with all its causes.
 pub fn status(error: &(impl ToCode + std::error::Error)) -> Status {
@@ -90,6 +91,15 @@ impl ToCode for ImageError {
             ErrorKind::Exhausted => Code::ResourceExhausted,
             ErrorKind::Corrupt => Code::DataLoss,
             ErrorKind::Internal => Code::Internal,
+        }
+    }
+}
+
+impl ToCode for StatsError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Read { .. } => Code::Internal,
+            Self::ShuttingDown { .. } => Code::Unavailable,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use crate::stats::Collector;
+use crate::sys::cgroup::Hierarchy;
 
 /// The rooms that the services answer from.
 #[derive(Clone)]
@@ -26,6 +27,7 @@ pub struct Rooms {
     pub images: Arc<Images>,
     pub events: Events,
     pub stats: Arc<Collector>,
+    pub cgroups: Arc<Hierarchy>,
     /// The settings in force, as JSON, for a verbose Status.
     pub settings: Arc<str>,
 }

@@ -10,7 +10,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::{Container, ContainerError, Containers, State, blocking, spec};
 use crate::monitor::client::{ExecFds, ExecSpec, RunningExec};
-use crate::sys::cgroup::{Cgroup, ExecCgroup};
+use crate::sys::cgroup::{Cgroup, Child};
 
 /// The most of each stream that is kept (CRI: ExecSyncRequest); the rest is read and dropped, so that the command
 /// neither blocks nor fills the daemon's memory.
@@ -34,7 +34,7 @@ pub struct ExecOutput {
 /// Kills the command's whole tree unless it is told that the command has ended: the caller's deadline, a cancelled
 /// request and an error on the way all end it.
 struct Leash {
-    cgroup: Option<ExecCgroup>,
+    cgroup: Option<Child>,
 }
 
 impl Leash {
@@ -119,7 +119,12 @@ impl Containers {
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let entered = blocking(move || {
             let cgroup = Cgroup::open(&cgroups, &path)?;
-            let child = cgroup.exec_child(&format!("exec-{number}"))?;
+            // Where no cgroup2 is mounted a command has no cgroup of its own: its first process is all that a timeout
+            // can kill.
+            let child = match cgroup.child(&format!("exec-{number}")) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
+                child => Some(child?),
+            };
             let mut procs = cgroup.procs_fds()?;
             if let Some(child) = &child {
                 procs.push(child.procs_fd()?);

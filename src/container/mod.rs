@@ -35,7 +35,7 @@ use crate::image::{Images, Lease};
 use crate::model::{ContainerId, SandboxId, chain};
 use crate::monitor::client::Client;
 use crate::operation::Operations;
-use crate::store::{ContainerPhase, ContainerRecord, ContainerStatus, PodRecord, Process, Store};
+use crate::store::{ContainerPhase, ContainerRecord, ContainerStatus, PodRecord, Process, Store, UPPER};
 use crate::sys::cgroup::Hierarchy;
 
 /// What a container needs of its pod.
@@ -134,6 +134,11 @@ impl Containers {
     pub fn of_pod(&self, sandbox_id: &SandboxId) -> Vec<Arc<Container>> {
         let index = self.index.read().expect("no panic holds it");
         index.values().filter(|container| container.record.sandbox_id == *sandbox_id).cloned().collect()
+    }
+
+    /// Where a container's own files are.
+    pub fn writable_layer(&self, record: &ContainerRecord) -> PathBuf {
+        self.parts.store.container_dir(&record.sandbox_id, &record.id).join(UPPER)
     }
 
     fn tell(&self, kind: Kind, record: &ContainerRecord) {

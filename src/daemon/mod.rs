@@ -111,9 +111,8 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         containers,
         images,
         events,
-        stats: Arc::new(Collector::new()),
+        stats: Collector::new(&config.root.join("images")),
         cgroups,
-        image_root: config.root.join("images"),
         settings: settings(config).into(),
     })
 }
