@@ -4,6 +4,7 @@
 
 mod error;
 mod fs_info;
+mod glob;
 mod list;
 pub mod pull;
 pub mod reference;
@@ -71,6 +72,7 @@ impl Images {
     pub async fn open(config: ImageConfig) -> Result<Arc<Self>, ImageError> {
         let settings = config.clone();
         let store = blocking("open images", move || Store::open(&settings)).await?;
+        tokio::spawn(Store::keep_swept(Arc::downgrade(&store)));
         let puller = pull::Puller::new(store.clone(), config.clone());
         Ok(Arc::new(Self { store, config, puller }))
     }

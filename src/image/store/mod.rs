@@ -1,24 +1,44 @@
 //! Layers and image records on disk. No database: what is there is what is published, by rename; the index is
 //! read anew at each start.
+//!
+//! Every function that changes something blocks; look-ups go to an immutable [`Index`] and never do.
 
+mod archive;
+mod decode;
 mod error;
 mod index;
+mod ingest;
+mod layout;
+mod lease;
 mod limits;
+mod open;
+mod pin;
+mod put;
+mod record;
+mod remove;
+mod state;
+mod unpack;
 
-use std::io::Read;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 pub use self::error::LayerError;
 pub use self::index::Index;
+pub use self::lease::Lease;
 pub use self::limits::Limits;
-use super::{Image, ImageConfig, ImageError};
-use crate::model::ImageId;
+pub use self::pin::LayerInfo;
+pub use self::put::NewImage;
+use self::layout::Layout;
+use self::state::State;
+use super::{Image, ImageError, glob};
+use crate::model::is_well_formed;
 
-/// How a layer's bytes are compressed on the wire, as its media type says. The first bytes decide when they
-/// contradict: registries hold layers under wrong media types.
+/// How a layer's bytes are compressed on the wire, as its media type says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     Gzip,
@@ -26,112 +46,29 @@ pub enum Compression {
     None,
 }
 
-/// A published layer. While a copy of this lives the layer is not removed.
-#[derive(Clone, Debug)]
-pub struct LayerInfo {
-    /// `sha256:` and the digest of the uncompressed archive.
-    pub diff_id: String,
-    /// Bytes on disk, in whole blocks of 4 KiB.
-    pub size_bytes: u64,
-    /// Inodes on disk.
-    pub inodes: u64,
-}
-
-/// What [`Store::put_image`] records.
-#[derive(Clone, Debug)]
-pub struct NewImage {
-    /// The configuration, byte for byte; its SHA-256 is the image's id.
-    pub config_bytes: Vec<u8>,
-    /// The manifest of this platform, byte for byte.
-    pub manifest_bytes: Vec<u8>,
-    /// The digest by which it was pulled: of the index if there was one, else of the manifest.
-    pub manifest_digest: String,
-    /// Normalised tag, if it was pulled by one. It is taken from the image that had it.
-    pub repo_tag: Option<String>,
-    /// Normalised `repository@digest`.
-    pub repo_digest: Option<String>,
-    /// The layers, bottom first, one for each of the configuration's diff ids.
-    pub layers: Vec<LayerInfo>,
-}
-
 /// Mode (permission bits), owner and group of an image's root directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootAttributes {
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
 }
 
-/// Keeps an image's layers on disk until it is dropped.
-#[derive(Debug)]
-pub struct Lease {
-    image: Arc<Image>,
-}
-
-impl Lease {
-    /// The image, as it was when the lease was taken.
-    pub fn image(&self) -> &Arc<Image> {
-        &self.image
-    }
-}
-
 /// Layers and image records below one directory.
 pub struct Store {
+    this: Weak<Self>,
+    layout: Layout,
+    pinned: Vec<String>,
+    orphan_grace: Duration,
+    state: Mutex<State>,
     index: ArcSwap<Index>,
+    /// Held by who writes image records, over its syncs; `state` is only taken inside.
+    commit: Mutex<()>,
+    /// A layer lost the last one who needed it.
+    orphaned: Arc<Notify>,
 }
 
 impl Store {
-    /// Opens the store below `config.dir`. Blocks.
-    pub fn open(_config: &ImageConfig) -> Result<Arc<Self>, ImageError> {
-        todo!()
-    }
-
-    /// Unpacks one layer and publishes it. Blocks until `reader` is at its end or something failed; `reader` is read
-    /// to its end before anything is published, so that its own check of the compressed digest comes first.
-    pub fn ingest_layer(
-        &self,
-        _diff_id: &str,
-        _compression: Compression,
-        _reader: Box<dyn Read + Send>,
-        _limits: &Limits,
-    ) -> Result<LayerInfo, ImageError> {
-        todo!()
-    }
-
-    /// The layer, if it is here already; it stays while the value lives.
-    pub fn has_layer(&self, _diff_id: &str) -> Option<LayerInfo> {
-        todo!()
-    }
-
-    /// Records an image whose layers are here. Blocks.
-    pub fn put_image(&self, _image: NewImage) -> Result<Arc<Image>, ImageError> {
-        todo!()
-    }
-
-    /// Adds a tag or digest to an image that is here already, taking the tag from the image that had it. `None` if
-    /// there is no such image. Blocks.
-    pub fn add_reference(
-        &self,
-        _image_id: &ImageId,
-        _repo_tag: Option<String>,
-        _repo_digest: Option<String>,
-    ) -> Result<Option<Arc<Image>>, ImageError> {
-        todo!()
-    }
-
-    /// Removes an image's record and references, and its layers unless something else needs them. Blocks shortly.
-    pub fn remove_image(&self, _image_id: &ImageId) -> Result<(), ImageError> {
-        todo!()
-    }
-
-    pub fn hold(&self, _image_id: &ImageId) -> Option<Lease> {
-        todo!()
-    }
-
-    pub fn settle(&self) -> Result<(), ImageError> {
-        todo!()
-    }
-
     /// The images as they are now; a value that never changes.
     pub fn snapshot(&self) -> Arc<Index> {
         self.index.load_full()
@@ -139,16 +76,71 @@ impl Store {
 
     /// Bytes and inodes of the published layers.
     pub fn usage(&self) -> (u64, u64) {
-        todo!()
+        self.index.load().usage()
     }
 
     /// The overlay lower directories of `image`, top first.
-    pub fn lower_dirs(&self, _image: &Image) -> Vec<PathBuf> {
-        todo!()
+    pub fn lower_dirs(&self, image: &Image) -> Vec<PathBuf> {
+        image.lower.iter().map(|hex| self.layout.layer(hex).join("diff")).collect()
     }
 
     /// Bytes that are free for new layers.
     pub fn free_bytes(&self) -> Result<u64, ImageError> {
-        todo!()
+        let failed = |e: rustix::io::Errno| ImageError::io("stat file system of", self.layout.root())(e.into());
+        let stat = rustix::fs::statvfs(self.layout.root()).map_err(failed)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+
+    /// Waits until layers have been without use for the grace period, removes them, and waits again. Ends with the store.
+    pub(super) async fn keep_swept(this: Weak<Self>) {
+        // The store is not held while waiting: whoever drops it wakes this.
+        while let Some((orphaned, grace)) = this.upgrade().map(|store| (store.orphaned.clone(), store.orphan_grace)) {
+            orphaned.notified().await;
+            tokio::time::sleep(grace).await;
+            let Some(store) = this.upgrade() else { return };
+            // Lost only when the runtime goes down, which leaves the orphans to the next start.
+            let _ = tokio::task::spawn_blocking(move || store.sweep(store.orphan_grace)).await;
+        }
+    }
+
+    /// Removes the layers that nobody has needed for `age`.
+    pub fn sweep(&self, age: Duration) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        state.discard_orphans(&self.layout, |_, since| now.duration_since(since) >= age);
+        self.show(&state);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole between any two statements that can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_commits(&self) -> MutexGuard<'_, ()> {
+        self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `state` what everybody sees.
+    fn show(&self, state: &State) {
+        self.index.store(Arc::new(state.index()));
+    }
+
+    fn is_pinned(&self, name: &str) -> bool {
+        self.pinned.iter().any(|pattern| glob::matches(pattern, name))
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.orphaned.notify_one();
+    }
+}
+
+/// The hexadecimal digits of a `sha256:` digest, if it is one.
+fn hex_of(digest: &str) -> Option<&str> {
+    digest.strip_prefix("sha256:").filter(|hex| is_well_formed(hex))
+}
+
+fn digest_of(hex: &str) -> String {
+    format!("sha256:{hex}")
 }
