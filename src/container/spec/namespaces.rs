@@ -270,28 +270,28 @@ mod tests {
         let own = options(Pod, Container, Pod);
         let node = options(Node, Node, Node);
         for (of_sandbox, of_container, v2, expected) in [
-            (None, None, false, "mount network/n uts/u ipc/i pid/p"),
-            (None, None, true, "mount network/n uts/u ipc/i pid/p cgroup"),
-            (Some(own), None, false, "mount network/n uts/u ipc/i pid"),
+            (None, None, false, "mnt net/n uts/u ipc/i pid/p"),
+            (None, None, true, "mnt net/n uts/u ipc/i pid/p cgroup"),
+            (Some(own), None, false, "mnt net/n uts/u ipc/i pid"),
             (
                 Some(pod),
                 Some(own_target()),
                 false,
-                "mount network/n uts/u ipc/i pid/p",
+                "mnt net/n uts/u ipc/i pid/p",
             ),
-            (Some(node.clone()), Some(node.clone()), false, "mount"),
-            (Some(node), Some(options(Pod, Container, Pod)), false, "mount pid"),
+            (Some(node.clone()), Some(node.clone()), false, "mnt"),
+            (Some(node), Some(options(Pod, Container, Pod)), false, "mnt pid"),
             (
                 Some(options(Node, Container, Pod)),
                 Some(options(Node, Container, Pod)),
                 false,
-                "mount ipc/i pid",
+                "mnt ipc/i pid",
             ),
             (
                 Some(options(Pod, Pod, Node)),
                 Some(options(Pod, Pod, Node)),
                 false,
-                "mount network/n uts/u pid/p",
+                "mnt net/n uts/u pid/p",
             ),
         ] {
             let found = shown(&sandbox(of_sandbox.clone()), &container(of_container.clone()), v2);
