@@ -43,7 +43,7 @@ impl ToCode for ContainerError {
             Self::NotFound { .. } | Self::ImageNotFound { .. } | Self::ImageGone { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
-            Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoLog { .. } => Code::FailedPrecondition,
+            Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => Code::FailedPrecondition,
             Self::ExecTimeout { .. } | Self::Hung { .. } => Code::DeadlineExceeded,
             Self::Lost
             | Self::StartFailed { .. }
@@ -53,6 +53,7 @@ impl ToCode for ContainerError {
             | Self::Store(_) => Code::Internal,
             Self::Monitor { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
+            Self::Seccomp(_) => Code::InvalidArgument,
         }
     }
 }
@@ -91,6 +92,7 @@ impl ToCode for ImageError {
             ErrorKind::Exhausted => Code::ResourceExhausted,
             ErrorKind::Corrupt => Code::DataLoss,
             ErrorKind::Internal => Code::Internal,
+            ErrorKind::Unsupported => Code::Unimplemented,
         }
     }
 }

@@ -13,7 +13,8 @@ use super::{stream, to_cri};
 use crate::container::now_ns;
 use crate::cri::image_service_server::ImageService;
 use crate::cri::*;
-use crate::image::{Auth, PullRequest};
+use crate::image::PullRequest;
+use crate::image::registry::Auth;
 
 /// ImageService.
 pub struct ImageApi {
@@ -98,7 +99,7 @@ impl ImageService for ImageApi {
         let reference = reference(image)?;
         let work = async {
             let request = PullRequest { reference: reference.clone(), auth: credentials.map(auth) };
-            let image_id = self.rooms.images.pull(request).await.map_err(|e| failed(&*e))?;
+            let image_id = self.rooms.images.pull(request).await.map_err(|e| failed(&e))?;
             Ok(PullImageResponse { image_ref: image_id.to_string() })
         };
         respond("PullImage", &reference, Change, work).await

@@ -66,7 +66,7 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
         let status = sandbox.status();
         let told = serde_json::json!({
             "pid": status.pause.map(|pause| pause.pid),
-            "monitorPid": status.monitor.map(|monitor| monitor.pid),
+            "monitorPid": status.monitor_pid,
             "netns": sandbox.record.netns,
             "cgroup": sandbox.record.cgroup(),
             "runtimeHandler": sandbox.record.runtime_handler,

@@ -1,7 +1,7 @@
 //! What the rooms know, in the CRI's words.
 
+use crate::container::spec::stop_signal;
 use crate::container::{Container, State};
-use crate::container::spec;
 use crate::cri;
 use crate::image::{Image, ImageUser};
 use crate::sandbox::{Sandbox, namespace_options};
@@ -99,7 +99,7 @@ pub fn container_status(container: &Container) -> cri::ContainerStatus {
         resources: Some(cri::ContainerResources { linux: Some(container.resources()), windows: None }),
         image_id: record.image_id.to_string(),
         user: Some(record.user.clone()),
-        stop_signal: spec::cri_signal(record.stop_signal).into(),
+        stop_signal: stop_signal::to_cri(record.stop_signal).into(),
     }
 }
 
@@ -124,7 +124,7 @@ pub fn image(image: &Image) -> cri::Image {
         id: image.id.to_string(),
         repo_tags: image.repo_tags.clone(),
         repo_digests: image.repo_digests.clone(),
-        size: image.size,
+        size: image.size_bytes,
         uid,
         username,
         spec: None,

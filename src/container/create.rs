@@ -193,6 +193,7 @@ impl Containers {
             record,
             state: watch::Sender::new(State::Created { process }),
             resources: Mutex::new(resources),
+            policy: Some(built.policy),
             monitor: Mutex::new(Some(pod.monitor)),
             _lease: Some(lease),
         });

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::spec::SpecError;
+use super::spec::seccomp::SeccompError;
 use crate::model::{ContainerId, ImageId, SandboxId};
 use crate::monitor::client::MonitorError;
 use crate::store::StoreError;
@@ -32,6 +33,8 @@ pub enum ContainerError {
     StartFailed { container_id: ContainerId, message: String },
     #[error("the monitor of container {container_id}'s pod is gone")]
     MonitorGone { container_id: ContainerId },
+    #[error("the recorded process policy of container {container_id} cannot be read")]
+    NoPolicy { container_id: ContainerId },
     #[error("container {container_id} has no log")]
     NoLog { container_id: ContainerId },
     #[error("command {command:?} in container {container_id} did not end within {seconds} s")]
@@ -48,6 +51,8 @@ pub enum ContainerError {
     Cgroup { op: &'static str, path: String, source: io::Error },
     #[error(transparent)]
     Spec(#[from] SpecError),
+    #[error("seccomp profile")]
+    Seccomp(#[from] SeccompError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -110,7 +110,7 @@ impl Containers {
         if !matches!(state, State::Running { .. }) {
             return Err(ContainerError::WrongState { container_id: id.clone(), state: state.name(), needed: "running" });
         }
-        let policy = spec::exec_policy(&container.record.policy, command, false)?;
+        let policy = spec::exec_process(container.policy()?, command, false)?;
         let policy = self.monitor_policy(&policy)?;
         let monitor = container.monitor()?;
         let (stdout, stdout_write) = pipe().map_err(ContainerError::path("make a pipe for", "stdout"))?;

@@ -51,6 +51,8 @@ pub struct Container {
     pub record: ContainerRecord,
     /// Watched by whoever waits for its end.
     state: watch::Sender<State>,
+    /// What every process in it is held to; absent if its record cannot be read any more.
+    policy: Option<spec::Policy>,
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
     monitor: Mutex<Option<Client>>,
@@ -74,6 +76,10 @@ impl Container {
         monitor.ok_or_else(|| ContainerError::MonitorGone { container_id: self.record.id.clone() })
     }
 
+    fn policy(&self) -> Result<&spec::Policy, ContainerError> {
+        self.policy.as_ref().ok_or_else(|| ContainerError::NoPolicy { container_id: self.record.id.clone() })
+    }
+
     /// What belongs on disk now.
     fn status(&self, phase: ContainerPhase) -> ContainerStatus {
         let state = self.state.borrow();
@@ -94,7 +100,7 @@ pub struct Parts {
     pub cgroups: Arc<Hierarchy>,
     pub events: Events,
     pub host: Arc<spec::HostFacts>,
-    pub seccomp: Arc<spec::SeccompCache>,
+    pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,

@@ -35,11 +35,20 @@ impl Containers {
                 exited(status.started_at_ns, exit)
             }
         };
+        // A record whose policy cannot be read belongs to another daemon: the container runs, only exec into it fails.
+        let policy = match serde_json::from_value(record.policy.clone()) {
+            Ok(policy) => policy,
+            Err(error) => {
+                tracing::warn!(container_id = %record.id, %error, "process policy cannot be read: no exec");
+                None
+            }
+        };
         let updated = status.resources.as_deref().and_then(|bytes| cri::LinuxContainerResources::decode(bytes).ok());
         let asked = || record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
         let container = Arc::new(Container {
             state: watch::Sender::new(state),
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
+            policy,
             monitor: Mutex::new(monitor),
             _lease: self.parts.images.hold(&record.image_id),
             record,

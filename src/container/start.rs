@@ -3,6 +3,7 @@
 use super::{ContainerError, Containers, State, now_ns};
 use crate::events::Kind;
 use crate::monitor::client::MonitorError;
+use crate::monitor::protocol::FailureKind;
 use crate::store::{ContainerPhase, Exit};
 
 impl Containers {
@@ -22,15 +23,17 @@ impl Containers {
         let started_at_ns = now_ns();
         match container.monitor()?.start(id).await {
             Ok(()) => {}
-            Err(MonitorError::StartFailed { code, message }) => {
+            Err(MonitorError::Refused { kind, message, .. }) if exit_code(kind).is_some() => {
                 let failed = Exit {
-                    code,
+                    code: exit_code(kind).unwrap_or(128),
                     finished_at_ns: now_ns(),
                     oom_killed: false,
                     reason: "StartError".to_owned(),
                     message: message.clone(),
                 };
-                self.exited(id, failed).await;
+                container.state.send_modify(|state| state.start_failed(failed));
+                self.tell(Kind::Stopped, &container.record);
+                self.record_status(&container, ContainerPhase::Exited).await;
                 return Err(ContainerError::StartFailed { container_id: id.clone(), message });
             }
             Err(error) => return Err(ContainerError::monitor("start the program", id)(error)),
@@ -51,5 +54,20 @@ impl Containers {
         self.record_status(&container, phase).await;
         self.tell(Kind::Started, &container.record);
         Ok(())
+    }
+}
+
+/// The exit code of a container whose program could not be executed, as a shell would say it; none if the refusal
+/// says nothing about the program.
+fn exit_code(kind: FailureKind) -> Option<i32> {
+    match kind {
+        FailureKind::ProgramNotFound => Some(127),
+        FailureKind::ProgramDenied => Some(126),
+        FailureKind::Failed => Some(128),
+        FailureKind::Invalid
+        | FailureKind::NotFound
+        | FailureKind::Exists
+        | FailureKind::State
+        | FailureKind::Unknown => None,
     }
 }

@@ -71,6 +71,11 @@ impl State {
         Ok(())
     }
 
+    /// The program could not be executed: that is the end, and why, whatever else was told of it.
+    pub fn start_failed(&mut self, exit: Exit) {
+        *self = State::Exited { started_at_ns: None, exit };
+    }
+
     /// The first process has ended. The first end told is the true one.
     pub fn exited(&mut self, exit: Exit) {
         if !matches!(self, State::Exited { .. }) {

@@ -41,13 +41,12 @@ impl Containers {
                 // A grace beyond what the clock can name is as good as for ever.
                 let deadline = Instant::now().checked_add(grace);
                 let ended = end.wait_for(|state| state.exit().is_some());
-                match deadline {
-                    Some(deadline) if tokio::time::timeout_at(deadline, ended).await.is_err() => {}
-                    Some(_) => return Ok(()),
-                    None => {
-                        let _ = end.wait_for(|state| state.exit().is_some()).await;
-                        return Ok(());
-                    }
+                let in_time = match deadline {
+                    Some(deadline) => tokio::time::timeout_at(deadline, ended).await.is_ok(),
+                    None => ended.await.is_ok(),
+                };
+                if in_time {
+                    return Ok(());
                 }
             }
         }
@@ -70,9 +69,12 @@ impl Containers {
         }
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let told = path.clone();
-        blocking(move || Cgroup::open(&cgroups, &path)?.kill())
-            .await
-            .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-            .map_err(|source| ContainerError::Cgroup { op: "kill", path: told, source })
+        let left = blocking(move || Cgroup::open(&cgroups, &path)?.kill()).await;
+        match left {
+            Ok(left) if left.is_empty() => Ok(()),
+            Ok(_) => Err(ContainerError::Unkillable { container_id: id.clone() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(ContainerError::Cgroup { op: "kill", path: told, source }),
+        }
     }
 }

@@ -23,9 +23,9 @@ impl Containers {
             });
         }
         let merged = merge(container.resources(), update);
-        let mut resources = spec::cgroup_resources(update)?;
-        // A memory limit without a swap limit of its own keeps the two in step.
-        resources.update = true;
+        let mut resources = spec::resources::convert(update)?;
+        // Below what is used now, the kernel would answer a limit by killing.
+        resources.memory_check_before_update = true;
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let applied = blocking(move || Cgroup::open(&cgroups, &path)?.apply(&resources)).await;
         let warnings = applied.map_err(|source| ContainerError::Cgroup {

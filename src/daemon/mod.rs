@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::api::Rooms;
 use crate::config::{Config, NetworkBackend};
-use crate::container::spec::{HostFacts, SeccompCache};
+use crate::container::spec::HostFacts;
+use crate::container::spec::seccomp::SeccompCache;
 use crate::container::{self, Containers};
 use crate::events::Events;
 use crate::image::{ImageConfig, ImageError, Images};
@@ -72,7 +73,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
     let mut image_config = ImageConfig::new(config.root.join("images"));
     image_config.pinned = config.pinned.clone();
-    image_config.registry_config_dir = config.registry_config_dir.clone();
+    image_config.registry.hosts_dirs = vec![config.registry_config_dir.clone()];
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
@@ -135,7 +136,7 @@ fn network_config(config: &Config) -> NetworkConfig {
     };
     network.conf_dir = config.cni_conf_dir.clone();
     network.plugin_dirs = config.cni_bin_dirs.clone();
-    network.embedded.bridge = config.bridge.clone();
+    network.embedded.bridge = Some(config.bridge.clone());
     network
 }
 

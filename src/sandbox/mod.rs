@@ -21,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
 pub use error::SandboxError;
+pub use limits::namespace_options;
 
 use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;

@@ -15,7 +15,7 @@ use crate::cri;
 use crate::events::Kind;
 use crate::model::{SandboxId, chain};
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
-use crate::network::{Attached, Attachment, Plan, PortMapping, netns};
+use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
 use crate::operation::OperationError;
 use crate::store::{PodPhase, PodRecord, PodStatus, Process};
 use crate::sys::cgroup::Cgroup;
@@ -111,7 +111,7 @@ impl Sandboxes {
                 store.create_pod(&written)?;
                 let dns = written.config.dns_config.as_ref();
                 let own_network = written.netns.is_some();
-                let hostname = hostname(&written.config).unwrap_or_default();
+                let hostname = hostname(&written.config);
                 files::write(&run_dir, &hostname, dns, own_network)
                     .map_err(SandboxError::path("write the files of", &run_dir))
             }
@@ -173,7 +173,7 @@ impl Sandboxes {
             attached: network.attached.as_ref().and_then(|attached| serde_json::to_value(attached).ok()),
             network_released: record.netns.is_none(),
             pause: Some(Process { pid: pause.pid, start_time: pause.start_time }),
-            monitor: Process::of(client.monitor_pid()),
+            monitor_pid: Some(client.monitor_pid()),
             resources: None,
         };
         self.record_status(id, status.clone()).await?;
@@ -246,7 +246,7 @@ impl Sandboxes {
         let plan: Plan = serde_json::from_value(plan)
             .map_err(|error| SandboxError::Invalid { what: format!("network plan: {error}") })?;
         let attached = self.parts.networks.add(&plan).await.map_err(failed)?;
-        Ok(PodNetwork { netns: Some(netns), attached: Some(attached) })
+        Ok(PodNetwork { netns: Some(netns.into()), attached: Some(attached) })
     }
 
     /// Undoes [`Sandboxes::attach_network`], however far it came.
@@ -282,27 +282,30 @@ pub(super) fn unmake_cgroup(
 }
 
 /// The pod's host name: its own, or with the node's network the node's.
-pub fn hostname(config: &cri::PodSandboxConfig) -> Option<String> {
+pub fn hostname(config: &cri::PodSandboxConfig) -> String {
     if !config.hostname.is_empty() && !is_host_network(config) {
-        return Some(config.hostname.clone());
+        return config.hostname.clone();
     }
-    Some(rustix::system::uname().nodename().to_string_lossy().into_owned())
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn sandbox_spec(record: &PodRecord) -> Result<SandboxSpec, SandboxError> {
     let options = namespace_options(&record.config);
-    let requested = record.config.linux.as_ref().map(|linux| linux.sysctls.clone()).unwrap_or_default();
     Ok(SandboxSpec {
         // With the node's network the node's name goes with it.
-        hostname: (!is_host_network(&record.config)).then(|| hostname(&record.config)).flatten(),
+        hostname: (!is_host_network(&record.config)).then(|| hostname(&record.config)),
         new_ipc: options.ipc() != cri::NamespaceMode::Node,
         new_pid: options.pid() == cri::NamespaceMode::Pod,
-        sysctls: sysctls::resolve(&requested, &options)?.into_iter().collect(),
+        sysctls: sysctls::resolve(&record.config)?
+            .into_iter()
+            .map(|(path, value)| (path.display().to_string(), value))
+            .collect(),
     })
 }
 
 fn attachment(id: &SandboxId, config: &cri::PodSandboxConfig, netns: std::path::PathBuf) -> Attachment {
     let metadata = config.metadata.clone().unwrap_or_default();
+    let dns = config.dns_config.clone().unwrap_or_default();
     Attachment {
         sandbox_id: id.clone(),
         namespace: metadata.namespace,
@@ -314,13 +317,22 @@ fn attachment(id: &SandboxId, config: &cri::PodSandboxConfig, netns: std::path::
             .iter()
             .filter(|mapping| mapping.host_port > 0)
             .map(|mapping| PortMapping {
-                protocol: mapping.protocol().into(),
+                protocol: protocol(mapping.protocol()),
                 container_port: mapping.container_port as u16,
                 host_port: mapping.host_port as u16,
                 host_ip: mapping.host_ip.parse().ok(),
             })
             .collect(),
-        dns: config.dns_config.clone(),
-        annotations: config.annotations.clone(),
+        dns: Dns { servers: dns.servers, searches: dns.searches, options: dns.options },
+        annotations: config.annotations.clone().into_iter().collect(),
+        cgroup_parent: config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).filter(|path| !path.is_empty()),
+    }
+}
+
+fn protocol(protocol: cri::Protocol) -> Protocol {
+    match protocol {
+        cri::Protocol::Tcp => Protocol::Tcp,
+        cri::Protocol::Udp => Protocol::Udp,
+        cri::Protocol::Sctp => Protocol::Sctp,
     }
 }

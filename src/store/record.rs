@@ -118,7 +118,7 @@ pub struct PodStatus {
     /// DEL has succeeded: the addresses belong to others now.
     pub network_released: bool,
     pub pause: Option<Process>,
-    pub monitor: Option<Process>,
+    pub monitor_pid: Option<i32>,
     /// Resources of the whole pod as last updated (UpdatePodSandboxResources).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Vec<u8>>,
