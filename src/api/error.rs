@@ -7,6 +7,7 @@ use crate::container::spec::SpecError;
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
+use crate::monitor::protocol::FailureKind;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 
@@ -102,6 +103,27 @@ impl ToCode for StatsError {
         match self {
             Self::Read { .. } => Code::Internal,
             Self::ShuttingDown { .. } => Code::Unavailable,
+        }
+    }
+}
+
+impl ToCode for MonitorError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Lost => Code::Unavailable,
+            Self::Timeout { .. } => Code::DeadlineExceeded,
+            Self::Refused { kind, .. } => match kind {
+                FailureKind::Invalid | FailureKind::ProgramNotFound | FailureKind::ProgramDenied => {
+                    Code::InvalidArgument
+                }
+                FailureKind::NotFound => Code::NotFound,
+                FailureKind::Exists => Code::AlreadyExists,
+                FailureKind::State => Code::FailedPrecondition,
+                FailureKind::Unknown => Code::Unimplemented,
+                FailureKind::Failed => Code::Internal,
+            },
+            Self::TooLarge { .. } => Code::ResourceExhausted,
+            Self::Nonsense { .. } | Self::Io { .. } => Code::Internal,
         }
     }
 }

@@ -68,7 +68,7 @@ impl RuntimeService for RuntimeApi {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let verbose = request.into_inner().verbose;
-        respond("Status", "", Look, async { Ok(status::status(&self.rooms, verbose)) }).await
+        respond("Status", "", Look, async { Ok(status::status(&self.rooms, verbose).await) }).await
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Result<Response<RuntimeConfigResponse>, Status> {

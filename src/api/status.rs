@@ -27,8 +27,8 @@ pub fn runtime_config() -> cri::RuntimeConfigResponse {
 }
 
 /// Status: nothing here waits for anything.
-pub fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
-    let network = rooms.sandboxes.network_status();
+pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
+    let network = rooms.sandboxes.network_status().await;
     let condition = |kind: &str, status, reason: String, message: String| cri::RuntimeCondition {
         r#type: kind.to_owned(),
         status,

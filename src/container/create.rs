@@ -18,7 +18,7 @@ use crate::cri;
 use crate::events::Kind;
 use crate::image::{Image, Lease};
 use crate::model::{ContainerId, chain};
-use crate::monitor::client::{ContainerFds, ContainerSpec, NamespaceFds};
+use crate::monitor::client::{ContainerFds, ContainerSpec, NamespaceKind};
 use crate::operation::OperationError;
 use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
 use crate::sys::cgroup::Cgroup;
@@ -161,29 +161,30 @@ impl Containers {
             Some(path) => Some(blocking(move || log::open(&path)).await?),
         };
         let request = ContainerSpec {
-            container_id: id.clone(),
+            container_id: id.to_string(),
             spec: serde_json::to_vec(&built.spec)
                 .map_err(|error| ContainerError::Invalid { what: format!("OCI spec: {error}") })?,
-            policy: self.monitor_policy(&built.policy)?,
+            policy: Some(self.monitor_policy(&built.policy)?),
             tty: record.config.tty,
             stdin: record.config.stdin,
             log_line_limit: self.parts.log_line_max_bytes,
             late_mounts: late_mounts(&built),
         };
+        let target = self.target_namespace(&pod, &record.config)?;
         let fds = ContainerFds {
             rootfs,
             mounts: mounts?,
             cgroup_procs,
             log,
             oom_events,
-            namespaces: NamespaceFds { pid: self.target_namespace(&pod, &record.config)?, ..NamespaceFds::default() },
+            namespaces: target.into_iter().map(|namespace| (NamespaceKind::Pid, namespace)).collect(),
         };
         let created = pod.monitor.create_container(request, fds).await;
         let process = created.map_err(ContainerError::monitor("create the process", id))?;
         undo.push("process of the container", {
             let (monitor, id) = (pod.monitor.clone(), id.clone());
             move || async move {
-                monitor.signal(&id, libc::SIGKILL, false).await.map_err(|error| chain(&error))?;
+                monitor.signal(&id, libc::SIGKILL).await.map_err(|error| chain(&error))?;
                 monitor.forget(&id).await.map_err(|error| chain(&error))
             }
         });

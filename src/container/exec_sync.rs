@@ -137,8 +137,8 @@ impl Containers {
             source,
         })?;
         let leash = Leash { cgroup };
-        let request = ExecSpec { container_id: id.clone(), policy, tty: false };
-        let fds = ExecFds { stdin: None, stdout: stdout_write, stderr: stderr_write, cgroup_procs };
+        let request = ExecSpec { container_id: id.to_string(), policy, tty: false };
+        let fds = ExecFds { stdin: None, stdout: Some(stdout_write), stderr: Some(stderr_write), cgroup_procs };
         let running = monitor.exec(request, fds).await.map_err(ContainerError::monitor("run a command", id))?;
         Ok((running, leash, stdout, stderr))
     }
@@ -159,13 +159,11 @@ impl Leash {
 /// Reads both streams until the command has ended and its output is complete.
 async fn collect(
     container: &Container,
-    running: RunningExec,
+    mut running: RunningExec,
     mut stdout: Receiver,
     mut stderr: Receiver,
 ) -> Result<ExecOutput, ContainerError> {
     let mut output = ExecOutput::default();
-    let ended = running.wait();
-    tokio::pin!(ended);
     let (mut out_open, mut err_open) = (true, true);
     let mut exit = None;
     let (mut out_buffer, mut err_buffer) = (Vec::new(), Vec::new());
@@ -184,7 +182,7 @@ async fn collect(
             biased;
             read = read_some(&mut stdout, &mut out_buffer), if out_open => out_open = keep(read, &mut out_buffer, &mut output.stdout),
             read = read_some(&mut stderr, &mut err_buffer), if err_open => err_open = keep(read, &mut err_buffer, &mut output.stderr),
-            end = &mut ended, if exit.is_none() => {
+            end = running.exit(), if exit.is_none() => {
                 let end = end.map_err(ContainerError::monitor("wait for a command", &container.record.id))?;
                 exit = Some(end.code);
                 drain_until = Some(tokio::time::Instant::now() + DRAIN_LIMIT);

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use super::{Container, Containers, State, name_of, now_ns};
 use crate::cri;
 use crate::model::chain;
-use crate::monitor::client::{Client, Snapshot};
-use crate::monitor::protocol::{ContainerSnapshot, ContainerState};
+use crate::monitor::client::Client;
+use crate::monitor::protocol::{ContainerSnapshot, ContainerState, Snapshot};
 use crate::store::{ContainerPhase, Exit, Process, StoredContainer};
 
 impl Containers {

@@ -35,7 +35,7 @@ impl Containers {
             State::Running { .. } => {
                 let id = &container.record.id;
                 let signal = container.record.stop_signal;
-                if let Err(error) = container.monitor()?.signal(id, signal, false).await {
+                if let Err(error) = container.monitor()?.signal(id, signal).await {
                     tracing::debug!(container_id = %id, signal, %error, "stop signal not delivered");
                 }
                 // A grace beyond what the clock can name is as good as for ever.
@@ -63,8 +63,8 @@ impl Containers {
         let id = &container.record.id;
         // The monitor must know who killed it, or the end looks like one by the kernel's OOM killer.
         if let Ok(monitor) = container.monitor() {
-            if let Err(error) = monitor.signal(id, libc::SIGKILL, false).await {
-                tracing::debug!(container_id = %id, %error, "KILL by the monitor not delivered");
+            if let Err(error) = monitor.announce_kill(id).await {
+                tracing::debug!(container_id = %id, %error, "kill not announced");
             }
         }
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());

@@ -13,12 +13,12 @@ impl Sandboxes {
     pub(super) fn follow(self: &Arc<Self>, sandbox: &Arc<Sandbox>, mut events: Events) {
         let (this, sandbox) = (self.clone(), sandbox.clone());
         tokio::spawn(async move {
-            while let Some(event) = events.next().await {
+            while let Some(event) = events.recv().await {
                 match event {
                     Event::Exited { container_id, exit } => {
                         this.parts.containers.exited(&container_id, exit.into()).await;
                     }
-                    Event::PauseExited => this.pause_gone(&sandbox).await,
+                    Event::PauseExited { .. } => this.pause_gone(&sandbox).await,
                     Event::Lost => break,
                 }
             }

@@ -27,7 +27,8 @@ use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
 use crate::model::{SandboxId, chain};
-use crate::monitor::client::{Client, Launcher};
+use crate::monitor::Launcher;
+use crate::monitor::client::Client;
 use crate::network::Networks;
 use crate::operation::Operations;
 use crate::store::{PodPhase, PodRecord, PodStatus, Store};
@@ -128,8 +129,8 @@ impl Sandboxes {
     }
 
     /// Whether Status can call the network ready, and why not.
-    pub fn network_status(&self) -> crate::network::NetworkStatus {
-        self.parts.networks.status()
+    pub async fn network_status(&self) -> crate::network::NetworkStatus {
+        self.parts.networks.status().await
     }
 
     fn tell(&self, kind: Kind, id: &SandboxId) {

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use super::{Sandbox, SandboxError, Sandboxes, name_of};
 use crate::model::{SandboxId, chain};
-use crate::monitor::client::{Client, Events, Snapshot};
+use crate::monitor::client::{Client, Events};
+use crate::monitor::protocol::Snapshot;
 use crate::store::{PodPhase, StoredPod};
 
 impl Sandboxes {

@@ -160,7 +160,7 @@ impl Sandboxes {
         }
         let (client, events) = monitor?;
         let network = network?;
-        let fds = SandboxFds { network: network.netns, cgroup_procs: cgroup_procs? };
+        let fds = SandboxFds { netns: network.netns, cgroup_procs: cgroup_procs? };
         let pause = client.create_sandbox(spec, fds).await.map_err(|source| SandboxError::Monitor {
             op: "create the namespaces",
             sandbox_id: id.clone(),
@@ -300,6 +300,7 @@ fn sandbox_spec(record: &PodRecord) -> Result<SandboxSpec, SandboxError> {
             .into_iter()
             .map(|(path, value)| (path.display().to_string(), value))
             .collect(),
+        ..SandboxSpec::default()
     })
 }
 
