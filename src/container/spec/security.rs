@@ -8,7 +8,7 @@ use crate::cri;
 mod capabilities;
 mod profiles;
 
-pub use capabilities::{SYS_RESOURCE, name};
+pub use capabilities::{SYS_RESOURCE, bit, name};
 
 /// The security settings of a container.
 #[derive(Clone, Debug)]

@@ -88,7 +88,8 @@ pub(super) fn names(set: u64) -> Vec<&'static str> {
         .collect()
 }
 
-fn bit(name: &'static str) -> u64 {
+/// The bit of a capability of [`NAMES`].
+pub fn bit(name: &str) -> u64 {
     let number = NAMES
         .iter()
         .position(|n| *n == name)
