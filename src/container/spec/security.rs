@@ -74,6 +74,13 @@ pub fn resolve(
     })
 }
 
+/// Whether the profiles are ones that this host can give.
+pub(super) fn check_profiles(context: &cri::LinuxContainerSecurityContext, host: &HostFacts) -> Result<(), SpecError> {
+    profiles::seccomp(context)?;
+    profiles::apparmor(context, host)?;
+    Ok(())
+}
+
 fn absolute(path: &str, what: &'static str) -> Result<String, SpecError> {
     if !path.starts_with('/') || path.contains('\0') {
         return Err(SpecError::invalid(what, path, "is not an absolute path"));

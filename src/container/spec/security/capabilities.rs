@@ -101,7 +101,7 @@ pub fn bit(name: &str) -> u64 {
 fn parse(text: &str) -> Result<u64, SpecError> {
     let upper = text.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    if upper == "ALL" {
+    if short == "ALL" {
         return Ok(ALL);
     }
     let number = NAMES.iter().position(|name| *name == short);
@@ -164,7 +164,15 @@ pub fn resolve(
 mod tests {
     use super::*;
 
-    const CASES: &[(&[&str], &[&str], &[&str], &str)] = &[
+    /// Added, dropped, ambient, and the result in words.
+    type Case = (
+        &'static [&'static str],
+        &'static [&'static str],
+        &'static [&'static str],
+        &'static str,
+    );
+
+    const CASES: &[Case] = &[
         (&[], &[], &[], "default"),
         (&["NET_ADMIN"], &[], &[], "default NET_ADMIN"),
         (
@@ -174,7 +182,7 @@ mod tests {
             "default NET_ADMIN -CHOWN",
         ),
         (&["ALL"], &[], &[], "all"),
-        (&["all"], &["CHOWN"], &[], "all -CHOWN"),
+        (&["cap_all"], &["CHOWN"], &[], "all -CHOWN"),
         (&[], &["ALL"], &[], ""),
         (&["SYS_TIME"], &["All"], &[], "SYS_TIME"),
         (&["SYS_TIME"], &["SYS_TIME"], &[], "default"),
