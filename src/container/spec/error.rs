@@ -15,7 +15,7 @@ pub enum SpecError {
         value: String,
         reason: &'static str,
     },
-    #[error("{what}: {size} bytes are more than the {limit} that are allowed")]
+    #[error("{what}: {size} is more than the {limit} allowed")]
     TooLarge { what: &'static str, size: u64, limit: u64 },
     #[error("the group {gid} is given without a user")]
     GroupWithoutUser { gid: i64 },

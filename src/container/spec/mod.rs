@@ -23,6 +23,7 @@ pub mod policy;
 pub mod process;
 pub mod resources;
 pub mod rlimits;
+pub mod sandbox;
 pub mod seccomp;
 pub mod security;
 pub mod stop_signal;
@@ -164,6 +165,9 @@ fn spec_process(policy: &Policy) -> Result<oci_spec::runtime::Process, oci_spec:
     process.set_no_new_privileges(policy.no_new_privs.then_some(true));
     Ok(process)
 }
+
+#[cfg(test)]
+mod tests;
 
 /// The builders of oci-spec fail only for a missing field that has no default; all have one.
 fn built<T>(result: Result<T, oci_spec::OciSpecError>) -> T {

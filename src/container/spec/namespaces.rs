@@ -273,12 +273,7 @@ mod tests {
             (None, None, false, "mnt net/n uts/u ipc/i pid/p"),
             (None, None, true, "mnt net/n uts/u ipc/i pid/p cgroup"),
             (Some(own), None, false, "mnt net/n uts/u ipc/i pid"),
-            (
-                Some(pod),
-                Some(own_target()),
-                false,
-                "mnt net/n uts/u ipc/i pid/p",
-            ),
+            (Some(pod), Some(own_target()), false, "mnt net/n uts/u ipc/i pid/p"),
             (Some(node.clone()), Some(node.clone()), false, "mnt"),
             (Some(node), Some(options(Pod, Container, Pod)), false, "mnt pid"),
             (

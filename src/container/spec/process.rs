@@ -122,6 +122,7 @@ impl Environment {
 fn environment(input: &Input<'_>, identity: &Identity) -> Result<Vec<Vec<u8>>, SpecError> {
     let mut env = Environment(Vec::new());
     env.set("PATH", DEFAULT_PATH.as_bytes());
+    check_variable("host name", "HOSTNAME", input.hostname.as_bytes())?;
     env.set("HOSTNAME", input.hostname.as_bytes());
     if input.container.tty {
         env.set("TERM", DEFAULT_TERM.as_bytes());

@@ -4,44 +4,7 @@ use std::collections::BTreeMap;
 
 use super::error::SpecError;
 use crate::cri;
-
-/// What a cgroup is told. `None` and empty leave a setting as it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Resources {
-    /// cpu.shares of cgroup v1, 2 to 262144.
-    pub cpu_shares: Option<u64>,
-    /// Microseconds of each period; -1 for no limit.
-    pub cpu_quota_us: Option<i64>,
-    pub cpu_period_us: Option<u64>,
-    /// Lists like `0-3,8`.
-    pub cpuset_cpus: Option<String>,
-    pub cpuset_mems: Option<String>,
-    /// Bytes; -1 for no limit.
-    pub memory_limit_bytes: Option<i64>,
-    /// Bytes of memory and swap together; -1 for no limit.
-    pub memory_swap_limit_bytes: Option<i64>,
-    /// -1 for no limit.
-    pub pids_limit: Option<i64>,
-    /// Page size as in the file's name (`2MB`), and bytes.
-    pub hugepages: Vec<(String, u64)>,
-    /// Files of cgroup v2 and their contents.
-    pub unified: BTreeMap<String, String>,
-    /// In order; a later rule wins.
-    pub devices: Vec<DeviceRule>,
-}
-
-/// One rule of the devices cgroup.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceRule {
-    pub allow: bool,
-    /// `a` (all), `b` or `c`.
-    pub kind: char,
-    /// `None` is every number.
-    pub major: Option<u32>,
-    pub minor: Option<u32>,
-    /// Of `r`, `w`, `m`.
-    pub access: String,
-}
+pub use crate::sys::cgroup::{DeviceRule, Resources};
 
 const SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
 /// The kernel's bounds, in microseconds.
@@ -107,6 +70,7 @@ pub fn convert(asked: &cri::LinuxContainerResources) -> Result<Resources, SpecEr
         cpuset_mems: cpuset("memory nodes", &asked.cpuset_mems)?,
         memory_limit_bytes: memory,
         memory_swap_limit_bytes: swap.or(memory),
+        memory_check_before_update: false,
         pids_limit,
         hugepages: asked.hugepage_limits.iter().map(hugepage).collect::<Result<_, _>>()?,
         unified,
@@ -232,6 +196,7 @@ mod tests {
                 cpuset_mems: Some("0".into()),
                 memory_limit_bytes: Some(1 << 30),
                 memory_swap_limit_bytes: Some(1 << 31),
+                memory_check_before_update: false,
                 pids_limit: Some(64),
                 hugepages: vec![("2MB".into(), 4 << 20)],
                 unified: [("memory.high".into(), "1000".into())].into(),

@@ -8,7 +8,7 @@ use crate::cri;
 mod capabilities;
 mod profiles;
 
-pub use capabilities::{SYS_RESOURCE, name};
+pub use capabilities::{SYS_RESOURCE, bit, name};
 
 /// The security settings of a container.
 #[derive(Clone, Debug)]
@@ -72,6 +72,13 @@ pub fn resolve(
         masked_paths,
         readonly_paths,
     })
+}
+
+/// Whether the profiles are ones that this host can give.
+pub(super) fn check_profiles(context: &cri::LinuxContainerSecurityContext, host: &HostFacts) -> Result<(), SpecError> {
+    profiles::seccomp(context)?;
+    profiles::apparmor(context, host)?;
+    Ok(())
 }
 
 fn absolute(path: &str, what: &'static str) -> Result<String, SpecError> {

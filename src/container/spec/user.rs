@@ -16,6 +16,9 @@ use accounts::{Accounts, Passwd};
 /// The largest id: larger ones have turned negative, or into root, in programs that keep ids in 32 bits.
 const LARGEST_ID: i64 = i32::MAX as i64;
 
+/// A process may be in this many groups (NGROUPS_MAX).
+const MOST_GROUPS: u64 = 65_536;
+
 const UMASK: u32 = 0o022;
 
 /// A user and their home.
@@ -45,7 +48,10 @@ pub fn resolve(
         .as_ref()
         .and_then(|l| l.security_context.clone())
         .unwrap_or_default();
-    let (user, group) = asked(&context, image)?;
+    let (user, group) = match asked(&context)? {
+        Some(asked) => asked,
+        None => of_image(image)?,
+    };
     let accounts = Accounts::read(rootfs)?;
     let entry = match &user {
         Who::Id(uid) => accounts.by_uid(*uid),
@@ -91,6 +97,14 @@ pub fn resolve(
     }
     gids.sort_unstable();
     gids.dedup();
+    let size = gids.len() as u64;
+    if size > MOST_GROUPS {
+        return Err(SpecError::TooLarge {
+            what: "number of groups of the user",
+            size,
+            limit: MOST_GROUPS,
+        });
+    }
     let home = entry.map(home).unwrap_or_else(|| b"/".to_vec());
     Ok(Identity {
         user: User {
@@ -103,11 +117,17 @@ pub fn resolve(
     })
 }
 
-/// The user, and the group if one is named.
-fn asked(
-    context: &cri::LinuxContainerSecurityContext,
-    image: &ImageConfiguration,
-) -> Result<(Who, Option<Who>), SpecError> {
+/// Checks what needs no image: numbers, and that a group has a user.
+pub(super) fn check(context: &cri::LinuxContainerSecurityContext) -> Result<(), SpecError> {
+    asked(context)?;
+    for group in &context.supplemental_groups {
+        id("supplemental group", *group)?;
+    }
+    Ok(())
+}
+
+/// The user of the request, and the group if one is named.
+fn asked(context: &cri::LinuxContainerSecurityContext) -> Result<Option<(Who, Option<Who>)>, SpecError> {
     let group = context.run_as_group.as_ref().map(|gid| gid.value);
     let user = if !context.run_as_username.is_empty() {
         Some(who("user name", &context.run_as_username)?)
@@ -119,10 +139,10 @@ fn asked(
             .transpose()?
     };
     match (user, group) {
-        (Some(user), Some(gid)) => Ok((user, Some(Who::Id(id("group", gid)?)))),
-        (Some(user), None) => Ok((user, None)),
+        (Some(user), Some(gid)) => Ok(Some((user, Some(Who::Id(id("group", gid)?))))),
+        (Some(user), None) => Ok(Some((user, None))),
         (None, Some(gid)) => Err(SpecError::GroupWithoutUser { gid }),
-        (None, None) => of_image(image),
+        (None, None) => Ok(None),
     }
 }
 
@@ -180,3 +200,6 @@ fn home(entry: Passwd) -> Vec<u8> {
 fn shown(name: &str) -> String {
     name.chars().take(64).collect()
 }
+
+#[cfg(test)]
+mod tests;

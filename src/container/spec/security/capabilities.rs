@@ -88,7 +88,8 @@ pub(super) fn names(set: u64) -> Vec<&'static str> {
         .collect()
 }
 
-fn bit(name: &'static str) -> u64 {
+/// The bit of a capability of [`NAMES`].
+pub fn bit(name: &str) -> u64 {
     let number = NAMES
         .iter()
         .position(|n| *n == name)
@@ -100,7 +101,7 @@ fn bit(name: &'static str) -> u64 {
 fn parse(text: &str) -> Result<u64, SpecError> {
     let upper = text.to_ascii_uppercase();
     let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    if upper == "ALL" {
+    if short == "ALL" {
         return Ok(ALL);
     }
     let number = NAMES.iter().position(|name| *name == short);
@@ -163,7 +164,15 @@ pub fn resolve(
 mod tests {
     use super::*;
 
-    const CASES: &[(&[&str], &[&str], &[&str], &str)] = &[
+    /// Added, dropped, ambient, and the result in words.
+    type Case = (
+        &'static [&'static str],
+        &'static [&'static str],
+        &'static [&'static str],
+        &'static str,
+    );
+
+    const CASES: &[Case] = &[
         (&[], &[], &[], "default"),
         (&["NET_ADMIN"], &[], &[], "default NET_ADMIN"),
         (
@@ -173,7 +182,7 @@ mod tests {
             "default NET_ADMIN -CHOWN",
         ),
         (&["ALL"], &[], &[], "all"),
-        (&["all"], &["CHOWN"], &[], "all -CHOWN"),
+        (&["cap_all"], &["CHOWN"], &[], "all -CHOWN"),
         (&[], &["ALL"], &[], ""),
         (&["SYS_TIME"], &["All"], &[], "SYS_TIME"),
         (&["SYS_TIME"], &["SYS_TIME"], &[], "default"),

@@ -13,9 +13,6 @@ use crate::sys::mount::open_in_root;
 /// More than any directory service's dump; beyond it the file is there to do harm.
 const LARGEST_FILE: u64 = 8 << 20;
 
-/// A user may be in this many groups (NGROUPS_MAX).
-const MOST_GROUPS: usize = 65_536;
-
 /// A line of passwd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Passwd {
@@ -60,11 +57,10 @@ impl Accounts {
     /// The groups that have this user among their members.
     pub fn groups_of(&self, user: &[u8]) -> Vec<u32> {
         let is_member = |members: &[u8]| members.split(|b| *b == b',').any(|member| member == user);
-        let of = self
-            .groups()
+        self.groups()
             .filter(|(_, _, members)| is_member(members))
-            .map(|(_, gid, _)| gid);
-        of.take(MOST_GROUPS).collect()
+            .map(|(_, gid, _)| gid)
+            .collect()
     }
 
     fn users(&self) -> impl Iterator<Item = Passwd> + '_ {
