@@ -16,8 +16,13 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, Stat, fstat,
 
 /// A walk is not repeated sooner than this ...
 const FRESH_FOR: Duration = Duration::from_secs(10);
-/// ... nor sooner than this many times what the last one took.
+/// ... nor sooner than this many times what the last one took ...
 const REST_FACTOR: u32 = 20;
+/// ... but sooner than this.
+const LONGEST_REST: Duration = Duration::from_secs(300);
+/// A walk ends here with what it has found so far: who makes files faster than they are counted must not keep it, and
+/// those who wait for their own, for ever.
+const LONGEST_WALK: Duration = Duration::from_secs(60);
 /// Hard links remembered, so that each file counts once; beyond it they count each time.
 const LINKS: usize = 100_000;
 
@@ -60,18 +65,21 @@ impl Layer {
     /// What the last walk found, and whether the caller must see to a new one (by [`Layer::walk`]).
     pub(super) fn get(&self) -> (Option<Found>, bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let stale = state
-            .found
-            .is_none_or(|found| found.at.elapsed() > FRESH_FOR.max(found.took * REST_FACTOR));
+        let rest = |found: Found| FRESH_FOR.max((found.took * REST_FACTOR).min(LONGEST_REST));
+        let stale = state.found.is_none_or(|found| found.at.elapsed() > rest(found));
         let due = stale && !state.walking;
         state.walking |= due;
         (state.found, due)
     }
 
-    /// Walks and remembers, if that is done until `deadline`; else returns false and the walk must be made again.
+    /// Walks and remembers. With a `deadline` that comes before the end it returns false, and the walk must be made
+    /// again.
     pub(super) fn walk(&self, deadline: Option<Instant>) -> bool {
         let (at, timestamp_ns) = (Instant::now(), super::collector::now_ns());
-        let outcome = Walk::over(&self.path).and_then(|mut walk| walk.run(deadline));
+        let outcome = Walk::over(&self.path).and_then(|mut walk| match deadline {
+            Some(deadline) => Ok(walk.run(deadline)?.then_some(walk.usage)),
+            None => walk.run(at + LONGEST_WALK).map(|_| Some(walk.usage)),
+        });
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match outcome {
             Ok(None) => return false,
@@ -140,11 +148,11 @@ impl Walk {
         Ok(walk)
     }
 
-    /// Runs to the end; none if `deadline` came first.
-    fn run(&mut self, deadline: Option<Instant>) -> io::Result<Option<Usage>> {
+    /// Runs to the end; false if `deadline` came first.
+    fn run(&mut self, deadline: Instant) -> io::Result<bool> {
         while let Some(frame) = self.frames.last_mut() {
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(None);
+            if Instant::now() >= deadline {
+                return Ok(false);
             }
             if let Some(name) = frame.pending.pop() {
                 self.descend(name);
@@ -154,7 +162,7 @@ impl Walk {
                 self.ascend();
             }
         }
-        Ok(Some(self.usage))
+        Ok(true)
     }
 
     fn count(&mut self, stat: &Stat) {
@@ -261,10 +269,13 @@ mod tests {
     use super::{Layer, Usage, Walk};
     use std::os::unix::fs::symlink;
     use std::path::Path;
-    use std::time::Instant;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
 
     fn measure(path: &Path) -> Usage {
-        Walk::over(path).unwrap().run(None).unwrap().unwrap()
+        let mut walk = Walk::over(path).unwrap();
+        assert!(walk.run(Instant::now() + Duration::from_secs(60)).unwrap());
+        walk.usage
     }
 
     fn du(path: &Path) -> Usage {
@@ -335,5 +346,37 @@ mod tests {
         assert!(layer.walk(None));
         let (found, due) = layer.get();
         assert_eq!((found.unwrap().usage.inodes, due), (2, false));
+    }
+
+    /// Story: a container renames directories while they are walked, so that `..` leads elsewhere. The walk must end,
+    /// and must not wander off and count what it was not sent to count.
+    #[test]
+    fn a_tree_that_is_moved_about_meanwhile_is_walked_to_an_end() {
+        let top = tempfile::tempdir().unwrap();
+        let (tree, elsewhere) = (top.path().join("tree"), top.path().join("elsewhere"));
+        for i in 0..300 {
+            std::fs::create_dir_all(elsewhere.join(format!("sub/{i}"))).unwrap();
+        }
+        for i in 0..20 {
+            std::fs::create_dir_all(tree.join(format!("a{i}/b/c/d/e"))).unwrap();
+        }
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    for i in 0..20 {
+                        let (inside, outside) = (tree.join(format!("a{i}/b/c")), elsewhere.join(format!("c{i}")));
+                        std::fs::rename(&inside, &outside).unwrap();
+                        std::fs::rename(&outside, &inside).unwrap();
+                    }
+                }
+            });
+            let until = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < until {
+                let inodes = measure(&tree).inodes;
+                assert!((1..=101).contains(&inodes), "{inodes}");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
     }
 }
