@@ -9,7 +9,7 @@ use super::{Cgroup, Hierarchy, file};
 
 /// How often a directory is made again whose parent somebody removed in between (the last container of a pod's
 /// neighbour going away takes empty parents with it).
-const ATTEMPTS: usize = 8;
+const ATTEMPTS: usize = 100;
 
 impl Cgroup {
     /// Makes the cgroup at `path` and all above it that are missing, in every hierarchy. One that exists is fine.
@@ -84,15 +84,23 @@ fn make(root: &Path, path: &str, made: &mut Made) -> io::Result<()> {
     outcome
 }
 
+/// `NotFound` if the directory above is gone, or this one was there and went meanwhile.
 fn make_one(dir: &Path, made: &mut Made) -> io::Result<()> {
-    match std::fs::create_dir(dir) {
+    let error = match std::fs::create_dir(dir) {
         Ok(()) => {
             made.dirs.push(dir.to_owned());
-            Ok(())
+            return Ok(());
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
-        Err(e) => Err(file::failed("mkdir", dir, e)),
-    }
+        // The kernel's word for a parent that is being removed.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => io::ErrorKind::NotFound.into(),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match std::fs::symlink_metadata(dir) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => e,
+            Err(gone) => gone,
+        },
+        Err(e) => e,
+    };
+    Err(file::failed("mkdir", dir, error))
 }
 
 /// Fills `name` in `dir` from the nearest cgroup above that has it, and in all between (cpuset(7), section

@@ -15,6 +15,8 @@ use super::{Cgroup, file, parse, processes};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a v1 freezer may take to stop everybody before the signals go out all the same.
 const FREEZE_PATIENCE: Duration = Duration::from_millis(200);
+/// How long the killed may take before somebody is suspected to have frozen them.
+const THAW_AFTER: Duration = Duration::from_millis(20);
 const PAUSE: Duration = Duration::from_millis(1);
 
 impl Cgroup {
@@ -32,7 +34,7 @@ impl Cgroup {
             if processes::is_populated(&dir)? {
                 signal_all(&dir)?;
                 // On v1 a frozen process dies only when it is thawed, whoever froze it.
-                if !wait_empty(&dir, deadline.min(Instant::now() + FREEZE_PATIENCE))? {
+                if !wait_empty(&dir, deadline.min(Instant::now() + THAW_AFTER))? {
                     self.thaw();
                     wait_empty(&dir, deadline)?;
                 }

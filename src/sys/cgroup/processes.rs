@@ -66,6 +66,16 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// How many processes are in the cgroup and below it, by one hierarchy. Zero if the cgroup is gone.
+    pub fn process_count(&self) -> io::Result<usize> {
+        let Some(dir) = self.cgroup2_dir().or_else(|| self.v1_process_dir()) else {
+            return Ok(0);
+        };
+        let mut pids = Vec::new();
+        pids_below(&dir, &mut pids)?;
+        Ok(pids.len())
+    }
+
     /// Whether any process is in the cgroup or below it. A zombie does not count.
     pub fn populated(&self) -> io::Result<bool> {
         if let Some(dir) = self.cgroup2_dir()
