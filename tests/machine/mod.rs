@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crisp::model::SandboxId;
@@ -85,14 +87,22 @@ impl Machine {
 
     /// A pod whose id is `digit` 64 times.
     pub fn pod(&self, digit: char, ports: &[PortMapping]) -> Pod {
-        let id = digit.to_string().repeat(64);
+        self.pod_called(digit.to_string().repeat(64), ports)
+    }
+
+    /// One of many pods.
+    pub fn numbered_pod(&self, n: usize, ports: &[PortMapping]) -> Pod {
+        self.pod_called(format!("{n:08x}").repeat(8), ports)
+    }
+
+    fn pod_called(&self, id: String, ports: &[PortMapping]) -> Pod {
         let netns = netns::create(&self.run().join("netns"), &id).expect("a namespace");
         Pod {
             attachment: Attachment {
                 sandbox_id: SandboxId::new(id),
                 namespace: "default".into(),
-                name: format!("pod-{digit}"),
-                uid: format!("uid-{digit}"),
+                name: "pod".into(),
+                uid: "uid".into(),
                 netns,
                 ports: ports.to_vec(),
                 dns: Dns::default(),
@@ -127,6 +137,23 @@ impl Machine {
     pub fn del(&self, networks: &Networks, pod: &Pod) {
         let done = self.wait(networks.del(&self.plan(networks, pod), None));
         done.unwrap_or_else(|e| panic!("DEL: {}", chain(&e)));
+    }
+
+    /// How many addresses are given to pods.
+    pub fn leases(&self) -> usize {
+        std::fs::read_dir(self.run().join("network/ips")).expect("readable").count()
+    }
+
+    /// Serves `text` once at the neighbour; the address of whoever asked comes out of the channel.
+    pub fn neighbour_serves(&self, address: &str, text: &'static str) -> (JoinHandle<()>, Receiver<IpAddr>) {
+        let listener = netns::run_in(self.neighbour(), || TcpListener::bind(address)).expect("the address is there");
+        let (tell, from) = channel();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, address) = listener.accept().expect("someone asks");
+            stream.write_all(text.as_bytes()).expect("someone listens");
+            tell.send(address.ip()).expect("the test waits");
+        });
+        (thread, from)
     }
 
     /// The namespace of the machine on the other end of the wire.

@@ -85,7 +85,10 @@ impl PodNetwork for Embedded {
 
     async fn del(&self, plan: &Plan, _: Option<&Attached>) -> Result<(), NetworkError> {
         let sandbox_id = plan.attachment.sandbox_id.clone();
-        self.run(move |worker| worker.del(&sandbox_id)).await
+        let id = sandbox_id.clone();
+        let mut unlink = self.run(move |worker| worker.begin_del(&id)).await?;
+        tokio::task::spawn_blocking(move || unlink.run()).await.map_err(|_| NetworkError::Stopped)??;
+        self.run(move |worker| worker.finish_del(&sandbox_id)).await
     }
 
     async fn gc(&self, valid: &[Plan]) -> Result<(), NetworkError> {

@@ -12,7 +12,7 @@ use super::plan::{EmbeddedConfig, Layout, LayoutFile, is_veth_name, veth_name};
 use super::subnet::Subnet;
 use super::{conntrack, route, sysctl};
 use crate::model::SandboxId;
-use crate::network::{Attached, Attachment, NetworkError, PortMapping, Protocol, netns};
+use crate::network::{Attached, Attachment, NetworkError, PortMapping, Protocol, error, netns};
 use crate::sys::netlink::{Family, Socket};
 
 const POD_LINK: &str = "eth0";
@@ -32,6 +32,19 @@ pub struct Worker {
     layout: Option<Layout>,
     leases: Leases,
     sockets: Option<Sockets>,
+}
+
+/// The removal of a pod's link.
+pub struct Unlink {
+    socket: Socket,
+    name: String,
+}
+
+impl Unlink {
+    /// Removes it. Fine if it is gone.
+    pub fn run(&mut self) -> Result<(), NetworkError> {
+        link::remove(&mut self.socket, &self.name).map_err(kernel("remove link", &self.name))
+    }
 }
 
 fn kernel(op: &'static str, subject: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
@@ -77,7 +90,7 @@ impl Worker {
         let connected = self.connect(attachment);
         if connected.is_err() {
             if let Err(error) = self.del(id) {
-                tracing::warn!(sandbox_id = %id, error = %chain(&error), "could not undo a failed ADD; DEL will");
+                tracing::warn!(sandbox_id = %id, error = %error::chain(&error), "could not undo a failed ADD; DEL will");
             }
         }
         connected
@@ -144,22 +157,31 @@ impl Worker {
         }
     }
 
-    /// Disconnects a pod. Idempotent. The address is given back last, when nothing uses it any more.
+    /// Disconnects a pod. Idempotent.
     pub fn del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
-        let held: Vec<(IpAddr, Lease)> =
-            self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id).map(|(ip, l)| (ip, l.clone())).collect();
-        let ports = || held.iter().flat_map(|(_, lease)| &lease.ports);
-        if ports().next().is_some() {
+        let mut unlink = self.begin_del(id)?;
+        unlink.run()?;
+        self.finish_del(id)
+    }
+
+    /// The first step of DEL: no host port leads to the pod any more. What is to be done next takes the kernel
+    /// milliseconds of waiting (for all readers of the link), so it can be done on another thread.
+    pub fn begin_del(&mut self, id: &SandboxId) -> Result<Unlink, NetworkError> {
+        if self.leases.iter().any(|(_, lease)| lease.sandbox_id == *id && !lease.ports.is_empty()) {
             let table = self.names().1;
             hostports::remove(&mut self.sockets()?.filter, &table, |holder| holder == id.as_str())
                 .map_err(kernel("remove host ports from", table))?;
         }
-        let name = veth_name(id);
-        link::remove(&mut self.sockets()?.route, &name).map_err(kernel("remove link", name))?;
-        if ports().any(|port| port.protocol == Protocol::Udp) {
-            let ips: Vec<IpAddr> = held.iter().map(|(ip, _)| *ip).collect();
-            self.forget(conntrack::forget_translated, &ips);
-        }
+        let socket = Socket::open(Family::Route).map_err(kernel("open", "an rtnetlink socket"))?;
+        Ok(Unlink { socket, name: veth_name(id) })
+    }
+
+    /// The last step of DEL: nothing uses the addresses any more, so they are given back.
+    pub fn finish_del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
+        let held = self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id);
+        let translated = held.filter(|(_, lease)| lease.ports.iter().any(|port| port.protocol == Protocol::Udp));
+        let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
+        self.forget(conntrack::forget_translated, &ips);
         self.leases.release(id)?;
         if self.leases.is_empty() { self.dismantle() } else { Ok(()) }
     }
@@ -360,16 +382,4 @@ fn attached(attachment: &Attachment, layout: &Layout, veth: &str, ips: &[(IpAddr
         "dns": {},
     });
     Attached { ips: ips.iter().map(|(ip, _)| *ip).collect(), result }
-}
-
-/// The error with its causes.
-fn chain(error: &NetworkError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
