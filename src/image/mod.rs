@@ -6,6 +6,8 @@ mod error;
 mod fs_info;
 mod glob;
 mod list;
+pub mod reference;
+pub mod registry;
 mod remove;
 mod status;
 pub mod store;
@@ -18,6 +20,7 @@ use oci_spec::image::ImageConfiguration;
 
 pub use self::error::{ErrorKind, ImageError};
 pub use self::fs_info::FsUsage;
+pub use self::status::Documents;
 pub use self::store::{Compression, LayerError, LayerInfo, Lease, Limits, NewImage, Store};
 use crate::model::ImageId;
 
