@@ -3,7 +3,9 @@
 //!
 //! Every function that changes something blocks; look-ups go to an immutable [`Index`] and never do.
 
+mod amend;
 mod archive;
+mod below;
 mod decode;
 mod error;
 mod index;
@@ -17,6 +19,8 @@ mod put;
 mod record;
 mod remove;
 mod state;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
 use std::io;
