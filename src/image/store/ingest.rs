@@ -50,7 +50,7 @@ impl Store {
 }
 
 /// Makes the directory that the layer is unpacked into.
-fn new_root(scratch: &Scratch) -> Result<OwnedFd, ImageError> {
+pub(super) fn new_root(scratch: &Scratch) -> Result<OwnedFd, ImageError> {
     let path = scratch.path().join("diff");
     let failed = |op| ImageError::io(op, &path);
     fs::create_dir(&path).map_err(failed("make layer"))?;

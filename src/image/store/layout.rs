@@ -153,16 +153,6 @@ impl Layout {
         }
         found
     }
-
-    /// Waits until the trash is empty, for tests.
-    #[cfg(test)]
-    pub(super) fn wait_for_trash(&self) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !self.trash_is_empty() {
-            assert!(std::time::Instant::now() < deadline, "the trash stays full");
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
-    }
 }
 
 fn unmark_and_remove(path: &Path) -> io::Result<()> {

@@ -38,14 +38,16 @@ impl Store {
         let config = ImageConfiguration::from_reader(&new.config_bytes[..])
             .map_err(|source| ImageError::Config { image_id: image_id.clone(), source })?;
         check_layers(&image_id, &config, &new.layers)?;
-        let layers: Vec<String> =
-            new.layers.iter().filter_map(|layer| hex_of(&layer.diff_id)).map(str::to_owned).collect();
+        let used = self.amend(&new.layers)?;
+        let keys = |layers: &[LayerInfo]| layers.iter().map(|layer| layer.key().to_owned()).collect::<Vec<_>>();
+        let layers = keys(&used);
+        let sources = keys(&new.layers).into_iter().filter(|key| !layers.contains(key)).collect();
 
         let _commit = self.lock_commits();
         let known = self.lock().images.get(&ImageId::new(&image_id)).map(|known| (known.record.clone(), known.listed));
         let (mut record, is_new) = match known {
             Some((record, true)) => (record, false),
-            _ => (ImageRecord::new(image_id, new.manifest_digest.clone(), layers, Vec::new()), true),
+            _ => (ImageRecord::new(image_id, new.manifest_digest.clone(), layers, sources), true),
         };
         let place = self.layout.manifest(&hex);
         record.manifest_digest = new.manifest_digest;

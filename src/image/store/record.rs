@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::RootAttributes;
 use super::layout::Scratch;
 use super::unpack::Unpacked;
-use crate::image::ImageError;
+use crate::image::{Documents, ImageError};
 
 /// The form of both records; a record of another version is left out.
 const VERSION: u32 = 1;
@@ -140,16 +140,9 @@ pub(super) fn replace_manifest(dir: &Path, manifest: &[u8]) -> Result<(), ImageE
     replace(dir, MANIFEST, manifest)
 }
 
-/// The configuration of the image in `dir`, byte for byte.
-pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>, ImageError> {
-    let path = dir.join(CONFIG);
-    read_capped(&path).map_err(ImageError::io("read", &path))
-}
-
-/// The manifest of the image in `dir`, byte for byte.
-pub(super) fn read_manifest(dir: &Path) -> Result<Vec<u8>, ImageError> {
-    let path = dir.join(MANIFEST);
-    read_capped(&path).map_err(ImageError::io("read", &path))
+/// Configuration and manifest of the image in `dir`.
+pub(super) fn read_documents(dir: &Path) -> io::Result<Documents> {
+    Ok(Documents { config: read_capped(&dir.join(CONFIG))?, manifest: read_capped(&dir.join(MANIFEST))? })
 }
 
 /// Makes the names in `dir` last.

@@ -146,7 +146,7 @@ impl State {
             id: ImageId::new(&record.image_id),
             repo_tags: record.repo_tags.clone(),
             repo_digests: record.repo_digests.clone(),
-            size_bytes: metas.iter().map(|(_, meta)| meta.size_bytes).sum(),
+            size_bytes: needed(record).iter().filter_map(|hex| self.layers.get(hex)).map(|l| l.meta.size_bytes).sum(),
             user,
             pinned: record.repo_tags.iter().chain(&record.repo_digests).any(|name| is_pinned(name)),
             layers: config.rootfs().diff_ids().clone(),

@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn records_are_counted_exactly() {
         let mut overrides = Overrides::default();
-        overrides.read(b"10 path=a\n\x32\x30 SCHILY.xattr.u=\n\0\n").unwrap();
+        overrides.read(b"10 path=a\n\x32\x31 SCHILY.xattr.u=\n\0\n").unwrap();
         assert_eq!(overrides.path.as_deref(), Some(&b"a"[..]));
         assert_eq!(overrides.xattrs, [(b"u".to_vec(), b"\n\0".to_vec())]);
         for wrong in [
