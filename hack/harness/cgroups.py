@@ -67,12 +67,17 @@ class Group:
 
     def __init__(self, name, undo):
         self.name = name
-        undo.push(f"cgroup {name}", remove_tree, name)
+        undo.push(f"cgroup {name}", self._remove)
         self._points = hierarchies()
         for controllers, point in self._points.items():
             (point / name).mkdir(parents=True, exist_ok=True)
             if "cpuset" in controllers.split(","):
                 self._seed_cpuset(point)
+
+    def _remove(self):
+        remove_tree(self.name)
+        for parent in list(pathlib.PurePath(self.name).parents)[:-1]:
+            remove_if_empty(str(parent))
 
     def _seed_cpuset(self, point):
         path = point

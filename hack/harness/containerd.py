@@ -1,5 +1,6 @@
 """The distribution's containerd with runc, as a daemon of our own."""
 
+import pathlib
 import shutil
 
 from harness import cni, registry
@@ -36,7 +37,11 @@ class Containerd(Runtime):
     name = "containerd"
     cgroups_left = ("/k8s.io",)
 
+    # Its shims' sockets lie here whatever the configuration says.
+    _SHIMS = pathlib.Path("/run/containerd/s")
+
     def prepare(self):
+        self._shims_before = [path for path in (self._SHIMS, self._SHIMS.parent) if path.exists()]
         self.socket = self.directory / "run" / "containerd.sock"
         self._config = self.directory / "containerd.toml"
         self._config.write_text(_CONFIG.format(
@@ -48,3 +53,9 @@ class Containerd(Runtime):
 
     def known_ids(self):
         return [path.name for path in self.directory.glob("run/io.containerd.runtime.v2.task/k8s.io/*")]
+
+    def scour(self):
+        super().scour()
+        for path in (self._SHIMS, self._SHIMS.parent):
+            if path.exists() and path not in self._shims_before and not any(path.iterdir()):
+                path.rmdir()

@@ -95,8 +95,8 @@ def run_once(suite, chosen, endpoint, prefix, args, log):
     outcomes = [outcome for outcome in outcomes if outcome.state != "skipped" or outcome.name in chosen]
     for outcome in outcomes:
         if outcome.state != "passed":
-            first = (outcome.message.strip().splitlines() or [""])[0]
-            print(f"  {outcome.state.upper()} {outcome.name}\n        {outcome.place}: {first[:300]}", flush=True)
+            message = " ".join(outcome.message.split())
+            print(f"  {outcome.state.upper()} {outcome.name}\n        {outcome.place}: {message[:400]}", flush=True)
     for name in sorted(set(chosen) - {outcome.name for outcome in outcomes}):
         print(f"  NOT RUN {name}", flush=True)
     return outcomes

@@ -25,7 +25,7 @@ class Runtime:
         self.log = directory / f"{self.name}.log"
         self.daemon = None
         # Last of all: whatever the daemon failed to undo.
-        undo.push(f"what {self.name} left", self._scour)
+        undo.push(f"what {self.name} left", self.scour)
         undo.push(f"the pods of {self.name}", self._end_pods)
         self.prepare()
         self.start()
@@ -60,7 +60,7 @@ class Runtime:
             finally:
                 self.stop()
 
-    def _scour(self):
+    def scour(self):
         if self.daemon:
             self.daemon.stop()
         ids = set(self.known_ids())
