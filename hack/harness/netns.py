@@ -1,5 +1,8 @@
 """A network of our own, so that the machine's links, rules and forwarding stay as they are."""
 
+import concurrent.futures
+import ctypes
+import http.client
 import os
 import subprocess
 
@@ -13,6 +16,21 @@ ip link set outside up
 ip link set uplink up
 ip route add default via 192.0.2.1 dev uplink
 """
+
+
+_CLONE_NEWNET = 0x40000000
+
+
+def _get(address, port, path):
+    connection = http.client.HTTPConnection(address, port, timeout=5)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace").strip()
+    except OSError:
+        return None
+    finally:
+        connection.close()
 
 
 class Netns:
@@ -33,6 +51,17 @@ class Netns:
         return subprocess.run(self.prefix + [str(word) for word in argv], check=True, text=True,
                               stdin=subprocess.DEVNULL, capture_output=True, **options).stdout
 
+    def get(self, address, port, path="/"):
+        """Status and text of an HTTP answer, asked for from inside; None if nobody answers."""
+        # A thread of its own enters, and ends: only that one changes its network.
+        with concurrent.futures.ThreadPoolExecutor(max_workers=1, initializer=self._enter) as inside:
+            return inside.submit(_get, address, port, path).result()
+
+    def _enter(self):
+        with open(f"/proc/{self.holder}/ns/net") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+
     def _end(self):
         self._holder.stdin.close()
         self._holder.wait()
@@ -44,3 +73,6 @@ class HostNetwork:
     prefix = []
     holder = os.getpid()
     run = Netns.run
+
+    def get(self, address, port, path="/"):
+        return _get(address, port, path)

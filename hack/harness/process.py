@@ -70,6 +70,14 @@ def reap_orphans():
                 pass
 
 
+def netns_of(pid):
+    """The network namespace of `pid`; None if it is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/net")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def end_all(find):
     """Kills what `find` finds until it finds nothing, reaping what comes to us."""
     deadline = time.monotonic() + 30

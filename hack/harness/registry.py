@@ -44,8 +44,7 @@ class Registry:
         self._daemon.wait_until(self._answers)
 
     def _answers(self):
-        return subprocess.run([*self._netns.prefix, "/bin/busybox", "wget", "-q", "-O", "/dev/null", f"http://{ADDRESS}/v2/"],
-                              stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
+        return self._netns.get(*ADDRESS.split(":"), "/v2/") is not None
 
     def provide(self, *sets):
         """Builds and pushes the named sets of fixtures, those that are not there yet."""

@@ -48,6 +48,9 @@ class Runtime:
     def stop(self, **how):
         return self.daemon.stop(**how)
 
+    def daemon_pid(self):
+        return self.daemon.pid
+
     def _serves(self):
         return self.socket.exists() and subprocess.run(
             [tools.crictl(), "-r", self.endpoint, "-i", self.endpoint, "-t", "2s", "info"],

@@ -66,7 +66,7 @@ class _Step:
 
     def __exit__(self, kind, error, trace):
         took = (time.monotonic() - self._began) * 1000
-        print(f"  {'ok    ' if kind is None else 'FAILED'}{self._name}  ({took:.0f} ms)", flush=True)
+        print(f" {'ok   ' if kind is None else 'FAILED'} {self._name}  ({took:.0f} ms)", flush=True)
         for text in self._notes:
             self._screen.note(text)
         if kind is None:
