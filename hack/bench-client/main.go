@@ -6,6 +6,7 @@
 //	down  stops and removes every pod of ours
 //	exec  N times ExecSync of `true` in one running container
 //	list  N times each List and Status request
+//	await until N pods of ours are listed, from a runtime that may not be there yet
 //	pull, remove-image IMAGE
 //	remove-container, remove-pod ID
 package main
@@ -46,17 +47,17 @@ type client struct {
 	samples map[string][]float64
 }
 
-func dial() (*client, error) {
+func dial() (*client, *grpc.ClientConn, error) {
 	conn, err := grpc.NewClient(*endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	return &client{
 		RuntimeServiceClient: cri.NewRuntimeServiceClient(conn),
 		ImageServiceClient:   cri.NewImageServiceClient(conn),
 		samples:              map[string][]float64{},
-	}, nil
+	}, conn, nil
 }
 
 // timed adds how long `call` took to the samples of `name`.
@@ -148,7 +149,14 @@ func main() {
 		flag.PrintDefaults()
 		os.Exit(2)
 	}
-	c, err := dial()
+	if flag.Arg(0) == "await" {
+		if err := awaitPods(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	c, _, err := dial()
 	if err == nil {
 		// The first request pays for the connection.
 		if _, err = c.Version(context.Background(), &cri.VersionRequest{}); err == nil {

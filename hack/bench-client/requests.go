@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -65,4 +68,31 @@ func (c *client) list(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// awaitPods asks until the runtime answers with `*count` pods, and prints when that was (Unix time, nanoseconds).
+func awaitPods(ctx context.Context) error {
+	deadline := time.Now().Add(time.Minute)
+	for time.Now().Before(deadline) {
+		// A new connection each time: one that was refused waits a second before it tries again.
+		if n, err := listOnce(ctx); err == nil && n == *count {
+			fmt.Println(time.Now().UnixNano())
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return fmt.Errorf("no list of %d pods within a minute", *count)
+}
+
+func listOnce(ctx context.Context) (int, error) {
+	if _, err := os.Stat(strings.TrimPrefix(*endpoint, "unix://")); err != nil {
+		return 0, err
+	}
+	c, conn, err := dial()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	answer, err := c.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: ours}})
+	return len(answer.GetItems()), err
 }

@@ -88,6 +88,8 @@ class Demo:
         self.undo.push("processes left below us", process.end_all, lambda: process.descendants(os.getpid()))
         self.directory = paths.scratch("demo")
         self.undo.push(f"directory {self.directory}", shutil.rmtree, self.directory)
+        self.cgroup_parent = f"demo-{os.getpid()}"
+        self.undo.push("cgroups of the pods", cgroups.remove_tree, self.cgroup_parent)
         with self.screen.step("a network namespace of our own" if not self.args.host_network else "on the host's network") as step:
             self.netns = netns.HostNetwork() if self.args.host_network else netns.Netns(self.undo)
             self.address = self.host_address()
@@ -106,8 +108,6 @@ class Demo:
             expect(conditions.get("RuntimeReady") and conditions.get("NetworkReady"), f"not ready: {conditions}")
         # Stores that stay: images, and what containerd keeps in its database.
         self.ignored = ("lib/images",) if kind is Crisp else ("lib", "cni", "run")
-        self.cgroup_parent = f"demo-{os.getpid()}"
-        self.undo.push("cgroups of the pods", cgroups.remove_tree, self.cgroup_parent)
         self.configs = pods.Configs(self.directory / "configs", self.directory / "logs", self.cgroup_parent)
 
     def image_sets(self):
