@@ -168,7 +168,6 @@ impl Containers {
             tty: record.config.tty,
             stdin: record.config.stdin,
             log_line_limit: self.parts.log_line_max_bytes,
-            late_mounts: late_mounts(&built),
         };
         let target = self.target_namespace(&pod, &record.config)?;
         let fds = ContainerFds {
@@ -318,11 +317,6 @@ fn mount_rootfs(dir: &Path, image: &Image, layers: &[PathBuf]) -> Result<OwnedFd
     };
     like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
     mount::overlay(layers, &upper, &work).map_err(ContainerError::path("mount the root file system of", dir))
-}
-
-fn late_mounts(built: &Built) -> Vec<(usize, PathBuf)> {
-    let binds = built.binds.iter().enumerate();
-    binds.filter(|(_, bind)| bind.late).map(|(index, bind)| (index, bind.destination.clone())).collect()
 }
 
 /// `ContainerStatus.user`.

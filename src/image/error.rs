@@ -27,8 +27,6 @@ pub enum ErrorKind {
     Unsupported,
     /// The content is not what its digest or its format promises, or would leave its place.
     Corrupt,
-    /// The content is of a kind that we cannot use.
-    Unsupported,
     /// The host failed us.
     Internal,
 }

@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, RwLock};
 pub use error::SandboxError;
 pub use limits::namespace_options;
 
+use crate::container::spec::HostFacts;
 use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
@@ -78,6 +79,7 @@ pub struct Parts {
     pub networks: Arc<Networks>,
     pub containers: Arc<Containers>,
     pub cgroups: Arc<Hierarchy>,
+    pub host: Arc<HostFacts>,
     pub events: Events,
     /// Where network namespaces are bound.
     pub netns_dir: PathBuf,

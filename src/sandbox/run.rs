@@ -3,14 +3,16 @@
 //! The intent is on disk before anything is made; each thing made is followed by how to unmake it; network and monitor
 //! come up at the same time.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
 
 use super::limits::{is_host_network, namespace_options, validate};
 use super::{Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
-use crate::container::spec::sysctls;
+use crate::container::spec;
 use crate::cri;
 use crate::events::Kind;
 use crate::model::{SandboxId, chain};
@@ -91,7 +93,8 @@ impl Sandboxes {
         undo: &mut Undo,
     ) -> Result<Arc<Sandbox>, SandboxError> {
         let record = Arc::new(self.describe(id, config, runtime_handler)?);
-        let spec = sandbox_spec(&record)?;
+        let sysctls = spec::sandbox::check(&record.config, &self.parts.host)?;
+        let spec = sandbox_spec(&record, sysctls);
         let sandbox = Arc::new(Sandbox {
             record: record.clone(),
             status: Mutex::default(),
@@ -289,22 +292,19 @@ pub fn hostname(config: &cri::PodSandboxConfig) -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn sandbox_spec(record: &PodRecord) -> Result<SandboxSpec, SandboxError> {
+fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> SandboxSpec {
     let options = namespace_options(&record.config);
-    Ok(SandboxSpec {
+    SandboxSpec {
         // With the node's network the node's name goes with it.
         hostname: (!is_host_network(&record.config)).then(|| hostname(&record.config)),
         new_ipc: options.ipc() != cri::NamespaceMode::Node,
         new_pid: options.pid() == cri::NamespaceMode::Pod,
-        sysctls: sysctls::resolve(&record.config)?
-            .into_iter()
-            .map(|(path, value)| (path.display().to_string(), value))
-            .collect(),
+        sysctls: sysctls.into_iter().map(|(path, value)| (path.display().to_string(), value)).collect(),
         ..SandboxSpec::default()
-    })
+    }
 }
 
-fn attachment(id: &SandboxId, config: &cri::PodSandboxConfig, netns: std::path::PathBuf) -> Attachment {
+fn attachment(id: &SandboxId, config: &cri::PodSandboxConfig, netns: PathBuf) -> Attachment {
     let metadata = config.metadata.clone().unwrap_or_default();
     let dns = config.dns_config.clone().unwrap_or_default();
     Attachment {
