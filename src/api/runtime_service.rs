@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::error::status as failed;
 use super::respond::{Loudness::*, respond};
-use super::{events, list, stats, status, stream, to_cri};
+use super::{events, list, stats, status, stream};
 use crate::container::Containers;
 use crate::cri::runtime_service_server::RuntimeService;
 use crate::cri::*;
