@@ -151,11 +151,9 @@ impl Containers {
         });
         let run_dir = self.parts.store.pod_run_dir(&sandbox_id);
         let volumes: Vec<PathBuf> = built.volumes.iter().map(|volume| volume.destination.clone()).collect();
-        let (limited, mounts) = tokio::join!(
-            self.make_cgroup(&record, built.resources.clone()),
-            self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs),
-        );
-        let (cgroup_procs, oom_events) = limited?;
+        // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
+        let (cgroup_procs, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
+        let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
         let log = match record.log_path.clone() {
             None => None,
             Some(path) => Some(blocking(move || log::open(&path)).await?),
@@ -172,7 +170,7 @@ impl Containers {
         let target = self.target_namespace(&pod, &record.config)?;
         let fds = ContainerFds {
             rootfs,
-            mounts: mounts?,
+            mounts,
             cgroup_procs,
             log,
             oom_events,
