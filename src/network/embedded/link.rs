@@ -110,7 +110,8 @@ pub fn up(socket: &mut Socket, index: u32) -> io::Result<()> {
     socket.send(&mut [Message::new(libc::RTM_SETLINK, ACK, &ifinfo(0, index, libc::IFF_UP as u32))]).map(drop)
 }
 
-fn no_link_local(socket: &mut Socket, name: &str) -> io::Result<()> {
+/// Keeps the kernel from giving the link a link-local IPv6 address, with all the packets that this brings.
+pub fn no_link_local(socket: &mut Socket, name: &str) -> io::Result<()> {
     let mut message = Message::new(libc::RTM_SETLINK, ACK, &ifinfo(0, 0, 0));
     message.text(libc::IFLA_IFNAME, name);
     addr_gen_none(&mut message);

@@ -54,3 +54,16 @@ pub fn forward_v6() -> Result<(), NetworkError> {
     }
     Ok(())
 }
+
+/// Before `link` is up: no router advertisements, or a pod could pose as a router to the host and to other pods (the
+/// class of CVE-2020-10749); no duplicate address detection, which would keep neighbours from being found for a second,
+/// on a link where all addresses come from one allocator.
+pub fn quiet_v6(link: &str) -> io::Result<()> {
+    for name in ["accept_ra", "accept_dad"] {
+        match std::fs::write(path(&["ipv6", "conf", link, name]), "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -278,8 +278,7 @@ impl Worker {
     fn set_up(&mut self, bridge: &Link, layout: &Layout) -> Result<(), NetworkError> {
         let veths: BTreeSet<String> = self.leases.iter().map(|(_, lease)| veth_name(&lease.sandbox_id)).collect();
         let name = &layout.bridge;
-        // A pod must not be able to make the host believe that it is a router (the class of CVE-2020-10749).
-        sysctl::set(&["ipv6", "conf", name, "accept_ra"], "0")?;
+        sysctl::quiet_v6(name).map_err(kernel("set up IPv6 of", name))?;
         sysctl::forward_v4()?;
         sysctl::set(&["ipv4", "conf", name, "route_localnet"], "1")?;
         if layout.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
@@ -338,12 +337,11 @@ fn hardware_address(ip: IpAddr) -> [u8; 6] {
 
 /// Inside the pod's namespace: addresses, up, the way out.
 fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
-    // Another pod on the bridge must not be able to pose as the router. Before the link is up.
-    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{POD_LINK}/accept_ra"), "0") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    sysctl::quiet_v6(POD_LINK)?;
     let mut socket = Socket::open(Family::Route)?;
+    if ips.iter().all(|(ip, _)| ip.is_ipv4()) {
+        link::no_link_local(&mut socket, POD_LINK)?;
+    }
     let index = link::find(&mut socket, POD_LINK)?.ok_or(io::ErrorKind::NotFound)?.index;
     socket.send(&mut ips.iter().map(|(ip, subnet)| link::address(index, *ip, subnet)).collect::<Vec<_>>())?;
     link::up(&mut socket, index)?;
