@@ -71,7 +71,12 @@ impl Cni {
 
     /// Whether the network can take pods now; `Some` says why not. Plugins are asked at most every five seconds.
     pub async fn trouble(&self, found: &Found) -> Option<String> {
-        if let Some(error) = found.list.plugins.iter().find_map(|p| exec::find(&p.kind, &self.plugin_dirs).err()) {
+        if let Some(error) = found
+            .list
+            .plugins
+            .iter()
+            .find_map(|p| exec::find(&p.kind, &self.plugin_dirs).err())
+        {
             return Some(error.to_string());
         }
         if found.list.version < Version::V1_1_0 {
@@ -92,7 +97,8 @@ impl Cni {
         for plugin in &list.plugins {
             let conf = plugin.execution(list, Map::new(), Map::new());
             let deadline = self.deadline.min(STATUS_DEADLINE);
-            self.call_without_pod(&plugin.kind, &self.plugin_dirs, "STATUS", deadline, &conf).await?;
+            self.call_without_pod(&plugin.kind, &self.plugin_dirs, "STATUS", deadline, &conf)
+                .await?;
         }
         Ok(())
     }
@@ -105,19 +111,39 @@ impl Cni {
         deadline: Duration,
         conf: &Value,
     ) -> Result<(), NetworkError> {
-        let failed = |source| NetworkError::PluginRun { op: "prepare", plugin: plugin.to_owned(), source };
+        let failed = |source| NetworkError::PluginRun {
+            op: "prepare",
+            plugin: plugin.to_owned(),
+            source,
+        };
         let input = anonymous(conf.to_string().as_bytes()).map_err(failed)?;
-        Call { plugin, dirs, command, environment: Vec::new(), deadline }.run(input).await.map(drop)
+        Call {
+            plugin,
+            dirs,
+            command,
+            environment: Vec::new(),
+            deadline,
+        }
+        .run(input)
+        .await
+        .map(drop)
     }
 
     /// Asks the plugins whether the pod is still connected as it was (CHECK).
     pub async fn check(&self, plan: &Plan, attached: &Attached) -> Result<(), NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else { return Ok(()) };
+        let Some((list, dirs, pod_cidrs)) = stored(plan)? else {
+            return Ok(());
+        };
         if list.disable_check || list.version < Version::V0_4_0 {
             return Ok(());
         }
-        let chain =
-            Chain { list: &list, dirs, attachment: &plan.attachment, pod_cidrs, deadline: self.deadline };
+        let chain = Chain {
+            list: &list,
+            dirs,
+            attachment: &plan.attachment,
+            pod_cidrs,
+            deadline: self.deadline,
+        };
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
         for n in 0..list.plugins.len() {
             chain.call(n, "CHECK", Some(&attached.result), &mut turn).await?;
@@ -127,11 +153,17 @@ impl Cni {
 
     /// Locks of pods that are no more.
     fn sweep(&self, valid: &[Plan]) -> Result<(), NetworkError> {
-        let Ok(entries) = std::fs::read_dir(&self.turns) else { return Ok(()) };
+        let Ok(entries) = std::fs::read_dir(&self.turns) else {
+            return Ok(());
+        };
         for entry in entries.flatten() {
             if !valid.iter().any(|plan| entry.file_name() == plan.sandbox_id().as_str()) {
                 let path = entry.path();
-                std::fs::remove_file(&path).map_err(|source| NetworkError::File { op: "remove", path, source })?;
+                std::fs::remove_file(&path).map_err(|source| NetworkError::File {
+                    op: "remove",
+                    path,
+                    source,
+                })?;
             }
         }
         Ok(())
@@ -148,9 +180,19 @@ fn anonymous(bytes: &[u8]) -> std::io::Result<Stdio> {
 
 /// The configuration that a plan for CNI was made with.
 fn stored(plan: &Plan) -> Result<Option<(ConfList, &[PathBuf], &[String])>, NetworkError> {
-    let Backend::Cni { network, conflist, plugin_dirs, pod_cidrs } = &plan.backend else { return Ok(None) };
-    let list = ConfList::parse(conflist)
-        .map_err(|reason| NetworkError::Config { path: format!("recorded of {network}").into(), reason })?;
+    let Backend::Cni {
+        network,
+        conflist,
+        plugin_dirs,
+        pod_cidrs,
+    } = &plan.backend
+    else {
+        return Ok(None);
+    };
+    let list = ConfList::parse(conflist).map_err(|reason| NetworkError::Config {
+        path: format!("recorded of {network}").into(),
+        reason,
+    })?;
     Ok(Some((list, plugin_dirs, pod_cidrs)))
 }
 
@@ -172,7 +214,11 @@ impl Chain<'_> {
             }
             extra.insert("prevResult".into(), previous);
         }
-        let conf = plugin.execution(self.list, runtime::config(plugin, self.attachment, self.pod_cidrs), extra);
+        let conf = plugin.execution(
+            self.list,
+            runtime::config(plugin, self.attachment, self.pod_cidrs),
+            extra,
+        );
         let netns = &self.attachment.netns;
         // A namespace that is gone is named by nothing: plugins then clean up all but the pod's end.
         let gone = command == "DEL" && netns::open(netns).is_err();
@@ -182,14 +228,25 @@ impl Chain<'_> {
             command,
             environment: vec![
                 ("CNI_CONTAINERID", self.attachment.sandbox_id.to_string()),
-                ("CNI_NETNS", if gone { String::new() } else { netns.display().to_string() }),
+                (
+                    "CNI_NETNS",
+                    if gone {
+                        String::new()
+                    } else {
+                        netns.display().to_string()
+                    },
+                ),
                 ("CNI_IFNAME", POD_LINK.to_owned()),
                 ("CNI_ARGS", runtime::arguments(self.attachment)),
             ],
             deadline: self.deadline,
         };
         let input = turn.input(conf.to_string().as_bytes());
-        let failed = |source| NetworkError::PluginRun { op: "prepare", plugin: plugin.kind.clone(), source };
+        let failed = |source| NetworkError::PluginRun {
+            op: "prepare",
+            plugin: plugin.kind.clone(),
+            source,
+        };
         let result = call.run(input.map_err(failed)?).await?;
         match command {
             "ADD" if !result.is_object() => Err(call.unusable("it is no JSON object")),
@@ -206,9 +263,18 @@ impl Chain<'_> {
         let result = reached.clone().unwrap_or_default();
         let ips = result::addresses(&result);
         if ips.is_empty() {
-            let plugin = self.list.plugins.last().map(|plugin| plugin.kind.clone()).unwrap_or_default();
+            let plugin = self
+                .list
+                .plugins
+                .last()
+                .map(|plugin| plugin.kind.clone())
+                .unwrap_or_default();
             let reason = "it gives the pod no address".to_owned();
-            return Err(NetworkError::PluginResult { plugin, command: "ADD", reason });
+            return Err(NetworkError::PluginResult {
+                plugin,
+                command: "ADD",
+                reason,
+            });
         }
         Ok(Attached { ips, result })
     }
@@ -230,9 +296,16 @@ impl Chain<'_> {
 #[async_trait]
 impl PodNetwork for Cni {
     async fn add(&self, plan: &Plan) -> Result<Attached, NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else { unreachable!("a plan for CNI") };
-        let chain =
-            Chain { list: &list, dirs, attachment: &plan.attachment, pod_cidrs, deadline: self.deadline };
+        let Some((list, dirs, pod_cidrs)) = stored(plan)? else {
+            unreachable!("a plan for CNI")
+        };
+        let chain = Chain {
+            list: &list,
+            dirs,
+            attachment: &plan.attachment,
+            pod_cidrs,
+            deadline: self.deadline,
+        };
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
         let mut reached = None;
         let added = chain.add(&mut turn, &mut reached).await;
@@ -248,9 +321,16 @@ impl PodNetwork for Cni {
     }
 
     async fn del(&self, plan: &Plan, attached: Option<&Attached>) -> Result<(), NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else { return Ok(()) };
-        let chain =
-            Chain { list: &list, dirs, attachment: &plan.attachment, pod_cidrs, deadline: self.deadline };
+        let Some((list, dirs, pod_cidrs)) = stored(plan)? else {
+            return Ok(());
+        };
+        let chain = Chain {
+            list: &list,
+            dirs,
+            attachment: &plan.attachment,
+            pod_cidrs,
+            deadline: self.deadline,
+        };
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
         chain.del(&mut turn, attached.map(|attached| &attached.result)).await?;
         turn.last()
@@ -263,12 +343,19 @@ impl PodNetwork for Cni {
         }
         let mut networks: BTreeMap<String, (ConfList, Vec<PathBuf>, Vec<Value>)> = BTreeMap::new();
         if let Discovery::Found(found) = self.directory.look()? {
-            networks.insert(found.list.name.clone(), (found.list.clone(), self.plugin_dirs.clone(), Vec::new()));
+            networks.insert(
+                found.list.name.clone(),
+                (found.list.clone(), self.plugin_dirs.clone(), Vec::new()),
+            );
         }
         for plan in valid {
             let Some((list, dirs, _)) = stored(plan)? else { continue };
-            let network = networks.entry(list.name.clone()).or_insert_with(|| (list, dirs.to_vec(), Vec::new()));
-            network.2.push(json!({ "containerID": plan.sandbox_id(), "ifname": POD_LINK }));
+            let network = networks
+                .entry(list.name.clone())
+                .or_insert_with(|| (list, dirs.to_vec(), Vec::new()));
+            network
+                .2
+                .push(json!({ "containerID": plan.sandbox_id(), "ifname": POD_LINK }));
         }
         let mut first = Ok(());
         for (list, dirs, attachments) in networks.values() {
@@ -278,11 +365,12 @@ impl PodNetwork for Cni {
             for plugin in &list.plugins {
                 let extra = Map::from_iter([("cni.dev/valid-attachments".to_owned(), attachments.clone().into())]);
                 let conf = plugin.execution(list, Map::new(), extra);
-                let called = self.call_without_pod(&plugin.kind, dirs, "GC", self.deadline, &conf).await;
+                let called = self
+                    .call_without_pod(&plugin.kind, dirs, "GC", self.deadline, &conf)
+                    .await;
                 first = first.and(called);
             }
         }
         first
     }
 }
-

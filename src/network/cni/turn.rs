@@ -27,7 +27,11 @@ impl Turn {
     /// Waits for it.
     pub async fn wait(dir: &Path, sandbox_id: &SandboxId) -> Result<Self, NetworkError> {
         let path = dir.join(sandbox_id);
-        let failed = |op, source| NetworkError::File { op, path: path.clone(), source };
+        let failed = |op, source| NetworkError::File {
+            op,
+            path: path.clone(),
+            source,
+        };
         std::fs::create_dir_all(dir).map_err(|e| failed("create the directory of", e))?;
         let file = OpenOptions::new()
             .read(true)
@@ -64,9 +68,11 @@ impl Turn {
     /// No plugin will be run for this pod again.
     pub fn last(self) -> Result<(), NetworkError> {
         match std::fs::remove_file(&self.path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(NetworkError::File { op: "remove", path: self.path, source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(NetworkError::File {
+                op: "remove",
+                path: self.path,
+                source,
+            }),
             _ => Ok(()),
         }
     }

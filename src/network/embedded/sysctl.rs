@@ -7,11 +7,16 @@ use std::path::{Path, PathBuf};
 use crate::network::NetworkError;
 
 fn path(name: &[&str]) -> PathBuf {
-    name.iter().fold(PathBuf::from("/proc/sys/net"), |path, part| path.join(part))
+    name.iter()
+        .fold(PathBuf::from("/proc/sys/net"), |path, part| path.join(part))
 }
 
 fn failed(op: &'static str, path: &Path, source: io::Error) -> NetworkError {
-    NetworkError::File { op, path: path.to_owned(), source }
+    NetworkError::File {
+        op,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Sets one if it is not set so already; says whether it had to. A setting that is not there (a kernel without IPv6)
@@ -43,7 +48,10 @@ pub fn forward_v6() -> Result<(), NetworkError> {
     if std::fs::read_to_string(conf.join("all/forwarding")).is_ok_and(|now| now.trim() == "1") {
         return Ok(());
     }
-    for link in std::fs::read_dir(&conf).map_err(|e| failed("read", &conf, e))?.flatten() {
+    for link in std::fs::read_dir(&conf)
+        .map_err(|e| failed("read", &conf, e))?
+        .flatten()
+    {
         let accept = link.path().join("accept_ra");
         if std::fs::read_to_string(&accept).is_ok_and(|now| now.trim() == "1") && link.file_name() != "all" {
             std::fs::write(&accept, "2").map_err(|e| failed("write", &accept, e))?;

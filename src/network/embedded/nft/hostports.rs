@@ -25,10 +25,26 @@ pub struct Map {
 }
 
 pub const MAPS: [Map; 4] = [
-    Map { name: "ports4", v4: true, with_address: false },
-    Map { name: "ports4_at", v4: true, with_address: true },
-    Map { name: "ports6", v4: false, with_address: false },
-    Map { name: "ports6_at", v4: false, with_address: true },
+    Map {
+        name: "ports4",
+        v4: true,
+        with_address: false,
+    },
+    Map {
+        name: "ports4_at",
+        v4: true,
+        with_address: true,
+    },
+    Map {
+        name: "ports6",
+        v4: false,
+        with_address: false,
+    },
+    Map {
+        name: "ports6_at",
+        v4: false,
+        with_address: true,
+    },
 ];
 
 impl Map {
@@ -55,13 +71,20 @@ impl Entry {
             Some(host) if !host.is_unspecified() => Some(host),
             _ => None,
         };
-        let map = MAPS.iter().find(|map| map.v4 == ip.is_ipv4() && map.with_address == address.is_some())?;
+        let map = MAPS
+            .iter()
+            .find(|map| map.v4 == ip.is_ipv4() && map.with_address == address.is_some())?;
         let mut key = address.map(octets).unwrap_or_default();
         key.extend_from_slice(&[port.protocol.number(), 0, 0, 0]);
         key.extend_from_slice(&padded(port.host_port));
         let mut data = octets(ip);
         data.extend_from_slice(&padded(port.container_port));
-        Some(Self { map: map.name, sandbox_id: sandbox_id.as_str().to_owned(), key, data })
+        Some(Self {
+            map: map.name,
+            sandbox_id: sandbox_id.as_str().to_owned(),
+            key,
+            data,
+        })
     }
 
     fn write(&self, message: &mut Message, with_data: bool) {
@@ -104,10 +127,16 @@ fn change(socket: &mut Socket, table: &str, entries: &[Entry], message: libc::c_
     let mut batch = Batch::default();
     for entry in entries {
         batch.add(message, flags, |m| {
-            m.text(1, table).text(2, entry.map).nest(3, |m| entry.write(m, message == libc::NFT_MSG_NEWSETELEM));
+            m.text(1, table)
+                .text(2, entry.map)
+                .nest(3, |m| entry.write(m, message == libc::NFT_MSG_NEWSETELEM));
         });
     }
-    if entries.is_empty() { Ok(()) } else { batch.commit(socket) }
+    if entries.is_empty() {
+        Ok(())
+    } else {
+        batch.commit(socket)
+    }
 }
 
 /// Every entry of every map; none if the table is gone.
@@ -126,11 +155,16 @@ pub fn list(socket: &mut Socket, table: &str) -> io::Result<Vec<Entry>> {
 }
 
 fn read(map: &'static str, reply: &Reply, entries: &mut Vec<Entry>) {
-    let Some(list) = reply.attributes(NFGEN).find(3) else { return };
+    let Some(list) = reply.attributes(NFGEN).find(3) else {
+        return;
+    };
     for (_, element) in Attributes::of(list) {
         let element = Attributes::of(element);
         let value = |kind| Attributes::of(element.find(kind)?).find(DATA_VALUE).map(<[u8]>::to_vec);
-        let comment = element.find(ELEM_USERDATA).and_then(|data| data.get(2..)).unwrap_or_default();
+        let comment = element
+            .find(ELEM_USERDATA)
+            .and_then(|data| data.get(2..))
+            .unwrap_or_default();
         let sandbox_id = comment.split(|b| *b == 0).next().unwrap_or_default();
         entries.push(Entry {
             map,
