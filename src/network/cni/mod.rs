@@ -131,21 +131,15 @@ impl Cni {
 
     /// Asks the plugins whether the pod is still connected as it was (CHECK).
     pub async fn check(&self, plan: &Plan, attached: &Attached) -> Result<(), NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else {
+        let Some(stored) = stored(plan)? else {
             return Ok(());
         };
-        if list.disable_check || list.version < Version::V0_4_0 {
+        if stored.list.disable_check || stored.list.version < Version::V0_4_0 {
             return Ok(());
         }
-        let chain = Chain {
-            list: &list,
-            dirs,
-            attachment: &plan.attachment,
-            pod_cidrs,
-            deadline: self.deadline,
-        };
+        let chain = stored.chain(&plan.attachment, self.deadline);
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
-        for n in 0..list.plugins.len() {
+        for n in 0..stored.list.plugins.len() {
             chain.call(n, "CHECK", Some(&attached.result), &mut turn).await?;
         }
         Ok(())
@@ -178,8 +172,8 @@ fn anonymous(bytes: &[u8]) -> std::io::Result<Stdio> {
     Ok(file.into())
 }
 
-/// The configuration that a plan for CNI was made with.
-fn stored(plan: &Plan) -> Result<Option<(ConfList, &[PathBuf], &[String])>, NetworkError> {
+/// The configuration that a plan for CNI was made with; for another network's plan there is none.
+fn stored(plan: &Plan) -> Result<Option<Stored<'_>>, NetworkError> {
     let Backend::Cni {
         network,
         conflist,
@@ -193,7 +187,30 @@ fn stored(plan: &Plan) -> Result<Option<(ConfList, &[PathBuf], &[String])>, Netw
         path: format!("recorded of {network}").into(),
         reason,
     })?;
-    Ok(Some((list, plugin_dirs, pod_cidrs)))
+    Ok(Some(Stored {
+        list,
+        dirs: plugin_dirs,
+        pod_cidrs,
+    }))
+}
+
+/// What a plan for CNI remembers.
+struct Stored<'a> {
+    list: ConfList,
+    dirs: &'a [PathBuf],
+    pod_cidrs: &'a [String],
+}
+
+impl Stored<'_> {
+    fn chain<'a>(&'a self, attachment: &'a Attachment, deadline: Duration) -> Chain<'a> {
+        Chain {
+            list: &self.list,
+            dirs: self.dirs,
+            attachment,
+            pod_cidrs: self.pod_cidrs,
+            deadline,
+        }
+    }
 }
 
 impl Chain<'_> {
@@ -296,16 +313,10 @@ impl Chain<'_> {
 #[async_trait]
 impl PodNetwork for Cni {
     async fn add(&self, plan: &Plan) -> Result<Attached, NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else {
+        let Some(stored) = stored(plan)? else {
             unreachable!("a plan for CNI")
         };
-        let chain = Chain {
-            list: &list,
-            dirs,
-            attachment: &plan.attachment,
-            pod_cidrs,
-            deadline: self.deadline,
-        };
+        let chain = stored.chain(&plan.attachment, self.deadline);
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
         let mut reached = None;
         let added = chain.add(&mut turn, &mut reached).await;
@@ -321,16 +332,10 @@ impl PodNetwork for Cni {
     }
 
     async fn del(&self, plan: &Plan, attached: Option<&Attached>) -> Result<(), NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else {
+        let Some(stored) = stored(plan)? else {
             return Ok(());
         };
-        let chain = Chain {
-            list: &list,
-            dirs,
-            attachment: &plan.attachment,
-            pod_cidrs,
-            deadline: self.deadline,
-        };
+        let chain = stored.chain(&plan.attachment, self.deadline);
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
         chain.del(&mut turn, attached.map(|attached| &attached.result)).await?;
         turn.last()
@@ -349,7 +354,9 @@ impl PodNetwork for Cni {
             );
         }
         for plan in valid {
-            let Some((list, dirs, _)) = stored(plan)? else { continue };
+            let Some(Stored { list, dirs, .. }) = stored(plan)? else {
+                continue;
+            };
             let network = networks
                 .entry(list.name.clone())
                 .or_insert_with(|| (list, dirs.to_vec(), Vec::new()));

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::leases::{Lease, Leases};
 use super::link::{self, Bridge, Link, Veth};
-use super::nft::{hostports, table};
+use super::nft::{forward, hostports, table};
 use super::plan::{EmbeddedConfig, Layout, LayoutFile, is_veth_name, veth_name};
 use super::subnet::Subnet;
 use super::{conntrack, route, sysctl};
@@ -267,9 +267,12 @@ impl Worker {
                 (self.create_bridge(&layout)?, layout)
             }
         };
-        let entries = entries(self.leases.iter());
         let filter = &mut self.sockets()?.filter;
+        forward::open(filter, &layout.bridge, &alias(&layout))
+            .map_err(kernel("open the firewall for", &layout.bridge))?;
         if !table::exists(filter, &layout.table).map_err(kernel("ask for table", &layout.table))? {
+            let entries = entries(self.leases.iter());
+            let filter = &mut self.sockets()?.filter;
             table::create(filter, &layout.table, &layout.bridge, &layout.subnets)
                 .map_err(kernel("create table", &layout.table))?;
             hostports::insert(filter, &layout.table, &entries)
@@ -349,6 +352,7 @@ impl Worker {
             return Ok(());
         };
         let Sockets { route, filter } = self.sockets()?;
+        forward::close(filter, &alias(&layout)).map_err(kernel("close the firewall for", &layout.bridge))?;
         table::remove(filter, &layout.table).map_err(kernel("remove table", &layout.table))?;
         match link::find(route, &layout.bridge).map_err(kernel("find link", &layout.bridge))? {
             Some(bridge) if is_ours(&bridge, &layout) => {

@@ -5,7 +5,7 @@ use std::io;
 use super::super::subnet::{Subnet, octets};
 use super::expression::{Expressions, Header, R0};
 use super::hostports::{MAPS, Map};
-use super::{Batch, absent_is_fine, request};
+use super::{Batch, INET, absent_is_fine, request};
 use crate::sys::netlink::{APPEND, CREATE, EXCL, Socket, errno};
 
 const MAP_FLAG: u32 = libc::NFT_SET_MAP as u32;
@@ -30,7 +30,7 @@ const STATUS_DST_NAT: u32 = 1 << 5;
 
 /// Whether the table is there.
 pub fn exists(socket: &mut Socket, table: &str) -> io::Result<bool> {
-    let mut message = request(libc::NFT_MSG_GETTABLE, 0);
+    let mut message = request(INET, libc::NFT_MSG_GETTABLE, 0);
     message.text(1, table);
     match socket.get(message) {
         Ok(_) => Ok(true),
@@ -41,7 +41,7 @@ pub fn exists(socket: &mut Socket, table: &str) -> io::Result<bool> {
 
 /// Removes the table and all in it. Fine if there is none.
 pub fn remove(socket: &mut Socket, table: &str) -> io::Result<()> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new(INET);
     batch.add(libc::NFT_MSG_DELTABLE, 0, |m| {
         m.text(1, table);
     });
@@ -51,7 +51,7 @@ pub fn remove(socket: &mut Socket, table: &str) -> io::Result<()> {
 /// Makes the table for pods of `subnets` behind `bridge`, with empty maps.
 pub fn create(socket: &mut Socket, table: &str, bridge: &str, subnets: &[Subnet]) -> io::Result<()> {
     let mut build = Build {
-        batch: Batch::default(),
+        batch: Batch::new(INET),
         table,
     };
     build.batch.add(libc::NFT_MSG_NEWTABLE, CREATE | EXCL, |m| {

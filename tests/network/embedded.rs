@@ -1,13 +1,10 @@
-//! The embedded network with real packets. Each test is a machine of its own: a thread in a network namespace made for
-//! it, with a neighbour on its wire, so that nothing of the real host is touched.
-
-mod machine;
+//! The embedded network.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::machine::{Machine, answers, answers_from, port, serve, udp};
 use crisp::network::{EmbeddedConfig, Mode, NetworkConfig, NetworkError, PortMapping, Protocol, netns};
-use machine::{Machine, answers, answers_from, port, serve, udp};
 
 fn config(machine: &Machine) -> NetworkConfig {
     NetworkConfig {
@@ -252,6 +249,35 @@ fn a_network_that_the_host_uses_is_not_taken() {
     });
 }
 
+/// Symptom elsewhere: with Docker on the same host, pods reach nothing. Cause: its FORWARD policy.
+#[test]
+fn a_firewall_that_forwards_nothing_is_opened_for_pods_only_and_closed_again() {
+    Machine::run_test(|machine| {
+        machine.sh("iptables -P FORWARD DROP; iptables -A FORWARD -j LOG");
+        let before = machine.sh("iptables -S FORWARD");
+        let networks = machine.open(config(machine));
+        let pod = machine.pod('a', &[port(Protocol::Tcp, 8080, 80)]);
+        machine.add(&networks, &pod);
+        let next = machine.pod('b', &[]);
+        machine.add(&networks, &next);
+        serve(&pod, "0.0.0.0:80", "pod");
+        assert_eq!(
+            answers_from(&machine.neighbour(), "192.0.2.1:8080").as_deref(),
+            Some("pod")
+        );
+        let (_, from) = machine.neighbour_serves("192.0.2.2:80", "the world");
+        assert_eq!(answers(&pod, "192.0.2.2:80").as_deref(), Some("the world"));
+        from.recv().unwrap();
+        let rules = machine.sh("iptables -S FORWARD");
+        assert_eq!(rules.lines().count(), before.lines().count() + 2, "{rules}");
+        machine.del(&networks, &pod);
+        machine.del(&networks, &next);
+        assert_eq!(machine.sh("iptables -S FORWARD"), before);
+        machine.sh("nft delete table ip filter");
+        machine.assert_nothing_left();
+    });
+}
+
 #[test]
 fn a_bridge_that_is_somebody_elses_is_neither_used_nor_removed() {
     Machine::run_test(|machine| {
@@ -405,6 +431,32 @@ fn many_at_once_are_quick_and_no_address_is_lost() {
             began.elapsed() / PODS as u32
         );
         assert!(added < Duration::from_millis(20) * PODS as u32, "{added:?}");
+        machine.assert_nothing_left();
+    });
+}
+
+/// Pods come while the last one goes: the bridge is taken down and made again under them.
+#[test]
+fn coming_and_going_at_once_leaves_nothing() {
+    Machine::run_test(|machine| {
+        let networks = machine.open(dual(machine));
+        let pods: Vec<_> = (0..6)
+            .map(|n| machine.numbered_pod(n, &[port(Protocol::Tcp, 10_000 + n as u16, 80)]))
+            .collect();
+        let plans: Vec<_> = pods.iter().map(|pod| machine.plan(&networks, pod)).collect();
+        machine.wait(async {
+            let lives = plans.iter().map(|plan| async {
+                for _ in 0..8 {
+                    let attached = networks
+                        .add(plan)
+                        .await
+                        .unwrap_or_else(|e| panic!("{}", crate::machine::chain(&e)));
+                    assert_eq!(attached.ips.len(), 2);
+                    networks.del(plan, Some(&attached)).await.unwrap();
+                }
+            });
+            futures_util::future::join_all(lives).await;
+        });
         machine.assert_nothing_left();
     });
 }

@@ -1,13 +1,11 @@
-//! CNI: Debian's plugins with real packets, and plugins that misbehave. Each test is a machine of its own.
-
-mod machine;
+//! CNI: Debian's plugins with real packets, and plugins that misbehave.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::machine::{Machine, answers, answers_from, port, serve};
 use crisp::network::{Mode, NetworkConfig, NetworkError, netns};
-use machine::{Machine, answers, answers_from, port, serve};
 
 struct Node<'a> {
     machine: &'a Machine,
@@ -314,7 +312,7 @@ fn garbage_is_no_result() {
             ),
         ] {
             node.plugin("odd", body);
-            let error = machine::chain(&machine.try_add(&networks, &pod).unwrap_err());
+            let error = crate::machine::chain(&machine.try_add(&networks, &pod).unwrap_err());
             assert!(error.contains(expected), "{body}: {error}");
         }
         std::fs::remove_file(node.config.plugin_dirs[0].join("odd")).unwrap();
