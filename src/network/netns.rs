@@ -15,7 +15,8 @@ use crate::sys::netlink::{ACK, Family, Message, Socket};
 
 /// What these short-lived threads do needs little; the default of 2 MiB costs page tables.
 const STACK_BYTES: usize = 256 << 10;
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+/// linux/magic.h
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// Makes a network namespace with loopback up and binds it at `dir/id`, which must not exist; `dir` is made if missing.
 /// A failure leaves nothing behind.
@@ -71,7 +72,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     let kind = rustix::fs::fstatfs(&file)
         .map_err(|e| failed("statfs", path, e.into()))?
         .f_type;
-    if i64::from(kind) != NSFS_MAGIC {
+    if kind != NSFS_MAGIC {
         return Err(failed(
             "open",
             path,

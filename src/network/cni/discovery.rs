@@ -65,10 +65,10 @@ impl Directory {
             source,
         })?;
         let mut seen = self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((before, discovery)) = &*seen {
-            if *before == marks {
-                return Ok(discovery.clone());
-            }
+        if let Some((before, discovery)) = &*seen
+            && *before == marks
+        {
+            return Ok(discovery.clone());
         }
         let discovery = discover(&marks);
         match &discovery {

@@ -35,7 +35,7 @@ pub struct Cni {
     deadline: Duration,
     turns: PathBuf,
     gc: bool,
-    status: tokio::sync::Mutex<Option<(Instant, PathBuf, Option<String>)>>,
+    status: tokio::sync::Mutex<Option<(Instant, String, Option<String>)>>,
 }
 
 /// What one call to a chain of plugins needs.
@@ -83,13 +83,14 @@ impl Cni {
             return None;
         }
         let mut known = self.status.lock().await;
-        if let Some((asked, path, answer)) = &*known {
-            if asked.elapsed() < STATUS_AGE && *path == found.path {
-                return answer.clone();
-            }
+        if let Some((asked, text, answer)) = &*known
+            && asked.elapsed() < STATUS_AGE
+            && *text == found.text
+        {
+            return answer.clone();
         }
         let answer = self.ask(&found.list).await.err().map(|error| error.to_string());
-        *known = Some((Instant::now(), found.path.clone(), answer.clone()));
+        *known = Some((Instant::now(), found.text.clone(), answer.clone()));
         answer
     }
 

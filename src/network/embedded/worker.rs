@@ -97,10 +97,10 @@ impl Worker {
         }
         self.refuse_taken_ports(attachment)?;
         let connected = self.connect(attachment);
-        if connected.is_err() {
-            if let Err(error) = self.del(id) {
-                tracing::warn!(sandbox_id = %id, error = %error::chain(&error), "could not undo a failed ADD; DEL will");
-            }
+        if connected.is_err()
+            && let Err(error) = self.del(id)
+        {
+            tracing::warn!(sandbox_id = %id, error = %error::chain(&error), "could not undo a failed ADD; DEL will");
         }
         connected
     }
@@ -169,10 +169,10 @@ impl Worker {
     /// Stale UDP connections are a nuisance, not a reason to refuse a pod: a failure is only logged.
     fn forget<T>(&mut self, forget: fn(&mut Socket, &[T]) -> io::Result<()>, what: &[T]) {
         let Ok(sockets) = self.sockets() else { return };
-        if !what.is_empty() {
-            if let Err(error) = forget(&mut sockets.filter, what) {
-                tracing::debug!(%error, "could not flush connection tracking");
-            }
+        if !what.is_empty()
+            && let Err(error) = forget(&mut sockets.filter, what)
+        {
+            tracing::debug!(%error, "could not flush connection tracking");
         }
     }
 

@@ -67,7 +67,7 @@ impl Expressions<'_> {
     }
 
     /// Goes on if the destination is an address of this host.
-    pub fn to_this_host(&mut self) -> &mut Self {
+    pub fn destined_here(&mut self) -> &mut Self {
         self.push("fib", |m| {
             m.be32(1, R0).be32(2, ADDRESS_TYPE).be32(3, OF_DESTINATION);
         });

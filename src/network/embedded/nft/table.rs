@@ -68,7 +68,7 @@ pub fn create(socket: &mut Socket, table: &str, bridge: &str, subnets: &[Subnet]
     guard(&mut build, bridge);
     for chain in ["prerouting", "output"] {
         build.rule(chain, |e| {
-            e.to_this_host().jump(HOSTPORTS);
+            e.destined_here().jump(HOSTPORTS);
         });
     }
     for map in &MAPS {
