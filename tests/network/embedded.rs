@@ -169,6 +169,7 @@ fn udp_clients_follow_a_host_port_to_the_next_pod() {
         let client = udp(&machine.neighbour(), "192.0.2.2:5000");
         client.connect("192.0.2.1:53").unwrap();
         let _ = client.send(b"too early");
+        std::thread::sleep(Duration::from_millis(200)); // until its neighbour entry lets it out
         for digit in ['a', 'b'] {
             let pod = machine.pod(digit, &[port(Protocol::Udp, 53, 5353)]);
             machine.add(&networks, &pod);
