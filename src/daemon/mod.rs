@@ -138,6 +138,10 @@ fn network_config(config: &Config) -> NetworkConfig {
     };
     network.conf_dir = config.cni_conf_dir.clone();
     network.plugin_dirs = config.cni_bin_dirs.clone();
+    // The plugins' own collection takes whatever it is not told of: where several instances may share a CNI network,
+    // each frees its addresses by the plans of its pods alone.
+    network.cni_gc = config.instance.is_empty();
+    network.embedded.instance = config.instance.clone();
     network.embedded.bridge = Some(config.bridge.clone());
     network
 }

@@ -54,9 +54,7 @@ impl PortMapping {
     /// Whether both want the same port of the same protocol at an address that is the same.
     pub(crate) fn collides(&self, other: &Self) -> bool {
         let apart = match (self.host_ip, other.host_ip) {
-            (Some(a), Some(b)) => {
-                a.is_ipv4() != b.is_ipv4() || (a != b && !a.is_unspecified() && !b.is_unspecified())
-            }
+            (Some(a), Some(b)) => a.is_ipv4() != b.is_ipv4() || (a != b && !a.is_unspecified() && !b.is_unspecified()),
             _ => false,
         };
         self.protocol == other.protocol && self.host_port == other.host_port && !apart
@@ -153,7 +151,12 @@ mod tests {
 
     fn port(host_ip: Option<&str>, host_port: u16) -> PortMapping {
         let host_ip = host_ip.map(|ip| ip.parse().unwrap());
-        PortMapping { protocol: Protocol::Tcp, container_port: 1, host_port, host_ip }
+        PortMapping {
+            protocol: Protocol::Tcp,
+            container_port: 1,
+            host_port,
+            host_ip,
+        }
     }
 
     #[test]
@@ -166,7 +169,10 @@ mod tests {
         assert!(!collide(Some("::"), Some("0.0.0.0")));
         assert!(!collide(Some("10.0.0.2"), Some("10.0.0.1")));
         assert!(!port(None, 80).collides(&port(None, 81)));
-        let udp = PortMapping { protocol: Protocol::Udp, ..port(None, 80) };
+        let udp = PortMapping {
+            protocol: Protocol::Udp,
+            ..port(None, 80)
+        };
         assert!(!udp.collides(&port(None, 80)));
         assert_eq!(port(Some("::1"), 80).to_string(), "[::1]:80/tcp");
     }

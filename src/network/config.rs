@@ -42,7 +42,9 @@ impl NetworkConfig {
             mode: Mode::Auto,
             run: run.into(),
             conf_dir: "/etc/cni/net.d".into(),
-            plugin_dirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from).into(),
+            plugin_dirs: ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
+                .map(PathBuf::from)
+                .into(),
             plugin_deadline: Duration::from_secs(60),
             cni_gc: true,
             embedded: EmbeddedConfig::default(),

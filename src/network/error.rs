@@ -48,13 +48,26 @@ pub enum NetworkError {
     },
     /// A CNI plugin did not end in time and was killed with all its children.
     #[error("CNI plugin {plugin} did not finish {command} within {deadline:?}")]
-    PluginDeadline { plugin: String, command: &'static str, deadline: Duration },
+    PluginDeadline {
+        plugin: String,
+        command: &'static str,
+        deadline: Duration,
+    },
     /// A CNI plugin said no.
     #[error("CNI plugin {plugin} failed {command}: {message} (code {code})")]
-    PluginFailed { plugin: String, command: &'static str, code: u64, message: String },
+    PluginFailed {
+        plugin: String,
+        command: &'static str,
+        code: u64,
+        message: String,
+    },
     /// A CNI plugin printed something that is no result.
     #[error("CNI plugin {plugin} printed no usable result of {command}: {reason}")]
-    PluginResult { plugin: String, command: &'static str, reason: String },
+    PluginResult {
+        plugin: String,
+        command: &'static str,
+        reason: String,
+    },
     /// New pods cannot be connected now.
     #[error("the pod network is not ready: {message}")]
     NotReady { message: String },

@@ -15,18 +15,29 @@ use crate::sys::netlink::{ACK, Family, Message, Socket};
 
 /// What these short-lived threads do needs little; the default of 2 MiB costs page tables.
 const STACK_BYTES: usize = 256 << 10;
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+/// linux/magic.h
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// Makes a network namespace with loopback up and binds it at `dir/id`, which must not exist; `dir` is made if missing.
 /// A failure leaves nothing behind.
 pub fn create(dir: &Path, id: &str) -> io::Result<PathBuf> {
     let path = dir.join(id);
     std::fs::create_dir_all(dir).map_err(|e| failed("create", dir, e))?;
-    OpenOptions::new().write(true).create_new(true).open(&path).map_err(|e| failed("create", &path, e))?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(|e| failed("create", &path, e))?;
     let made = on_a_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         loopback_up()?;
-        mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        mount(
+            Some("/proc/thread-self/ns/net"),
+            &path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?;
         Ok(())
     });
     match made {
@@ -58,9 +69,15 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// Opens the namespace at `path`; refuses a file that is not one (its mount is gone).
 pub fn open(path: &Path) -> io::Result<File> {
     let file = File::open(path).map_err(|e| failed("open", path, e))?;
-    let kind = rustix::fs::fstatfs(&file).map_err(|e| failed("statfs", path, e.into()))?.f_type;
-    if i64::from(kind) != NSFS_MAGIC {
-        return Err(failed("open", path, io::Error::new(io::ErrorKind::NotFound, "not a network namespace any more")));
+    let kind = rustix::fs::fstatfs(&file)
+        .map_err(|e| failed("statfs", path, e.into()))?
+        .f_type;
+    if kind != NSFS_MAGIC {
+        return Err(failed(
+            "open",
+            path,
+            io::Error::new(io::ErrorKind::NotFound, "not a network namespace any more"),
+        ));
     }
     Ok(file)
 }
@@ -86,8 +103,13 @@ pub fn connect(path: &Path, port: u16, deadline: Duration) -> io::Result<TcpStre
 
 fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".into()).stack_size(STACK_BYTES).spawn_scoped(scope, work)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+        let thread = std::thread::Builder::new()
+            .name("netns".into())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     })
 }
 
@@ -124,7 +146,11 @@ mod tests {
         remove(&path).unwrap();
         assert!(!path.exists());
         remove(&path).unwrap();
-        assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(dir.path().to_str().unwrap()));
+        assert!(
+            !std::fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .contains(dir.path().to_str().unwrap())
+        );
     }
 
     #[test]

@@ -117,7 +117,11 @@ impl Networks {
             reason: "NetworkPluginNotReady".to_owned(),
             message,
         };
-        let ready = |message| NetworkStatus { ready: true, reason: String::new(), message };
+        let ready = |message| NetworkStatus {
+            ready: true,
+            reason: String::new(),
+            message,
+        };
         match self.choose() {
             Err(error) | Ok(Choice::None(error)) => not_ready(error.to_string()),
             Ok(Choice::Cni(found)) => {

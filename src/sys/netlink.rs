@@ -178,7 +178,11 @@ impl Socket {
         // Errors with the kernel's own words and without an echo of the request.
         set_option(&fd, libc::NETLINK_EXT_ACK, 1)?;
         set_option(&fd, libc::NETLINK_CAP_ACK, 1)?;
-        Ok(Self { fd, sequence: 0, buffer: Vec::new() })
+        Ok(Self {
+            fd,
+            sequence: 0,
+            buffer: Vec::new(),
+        })
     }
 
     /// Sends `messages` as one datagram and returns what the kernel answered other than acknowledgements.
@@ -210,14 +214,20 @@ impl Socket {
                         Some(error) => failure = failure.or(Some(error)),
                     },
                     DONE | NOOP => {}
-                    kind => replies.push(Reply { kind, body: part.body.to_vec() }),
+                    kind => replies.push(Reply {
+                        kind,
+                        body: part.body.to_vec(),
+                    }),
                 }
             }
         }
         match failure {
             Some(error) => Err(error),
             None if awaited.is_empty() => Ok(replies),
-            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel left a request unanswered")),
+            None => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the kernel left a request unanswered",
+            )),
         }
     }
 
@@ -234,7 +244,10 @@ impl Socket {
                 return Ok(replies);
             }
         }
-        Err(io::Error::new(io::ErrorKind::Interrupted, "the tables kept changing while they were read"))
+        Err(io::Error::new(
+            io::ErrorKind::Interrupted,
+            "the tables kept changing while they were read",
+        ))
     }
 
     /// `None`: the tables changed under the reader (`NLM_F_DUMP_INTR`).
@@ -257,7 +270,10 @@ impl Socket {
                         Some(error) => return Err(error),
                         None => return Ok(consistent.then_some(replies)),
                     },
-                    kind => replies.push(Reply { kind, body: part.body.to_vec() }),
+                    kind => replies.push(Reply {
+                        kind,
+                        body: part.body.to_vec(),
+                    }),
                 }
             }
         }
@@ -268,9 +284,10 @@ impl Socket {
         self.buffer.resize(BUFFER_BYTES, 0);
         loop {
             return match recv(self.fd.as_raw_fd(), &mut self.buffer, flags | MsgFlags::MSG_TRUNC) {
-                Ok(length) if length > BUFFER_BYTES => {
-                    Err(io::Error::new(io::ErrorKind::InvalidData, "an answer larger than the buffer"))
-                }
+                Ok(length) if length > BUFFER_BYTES => Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "an answer larger than the buffer",
+                )),
                 Ok(length) => Ok(Some(length)),
                 Err(nix::Error::EAGAIN) => Ok(None),
                 Err(nix::Error::EINTR) => continue,
@@ -294,7 +311,10 @@ struct Part<'a> {
 impl Part<'_> {
     /// What an `NLMSG_ERROR` says; `None`: an acknowledgement.
     fn error(&self) -> Option<io::Error> {
-        let number = self.body.get(..4).map(|b| i32::from_ne_bytes(b.try_into().expect("four bytes")))?;
+        let number = self
+            .body
+            .get(..4)
+            .map(|b| i32::from_ne_bytes(b.try_into().expect("four bytes")))?;
         if number == 0 {
             return None;
         }
@@ -302,9 +322,13 @@ impl Part<'_> {
         // error, the request's header (its payload is capped away), then what the kernel has to add
         let text = Attributes(self.body.get(4 + HEADER..).unwrap_or_default()).text(EXT_ACK_TEXT);
         Some(match text {
-            Some(text) if self.flags & libc::NLM_F_ACK_TLVS as u16 != 0 => {
-                io::Error::new(error.kind(), Explained { text: text.to_owned(), source: error })
-            }
+            Some(text) if self.flags & libc::NLM_F_ACK_TLVS as u16 != 0 => io::Error::new(
+                error.kind(),
+                Explained {
+                    text: text.to_owned(),
+                    source: error,
+                },
+            ),
             _ => error,
         })
     }
@@ -320,7 +344,9 @@ struct Explained {
 
 /// The error number of `error`, also when the kernel explained it.
 pub fn errno(error: &io::Error) -> Option<i32> {
-    error.raw_os_error().or_else(|| error.get_ref()?.downcast_ref::<Explained>()?.source.raw_os_error())
+    error
+        .raw_os_error()
+        .or_else(|| error.get_ref()?.downcast_ref::<Explained>()?.source.raw_os_error())
 }
 
 fn split(mut bytes: &[u8]) -> impl Iterator<Item = Part<'_>> {
@@ -349,7 +375,11 @@ fn set_option(fd: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Resu
             std::mem::size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]
@@ -365,7 +395,10 @@ mod tests {
         message.seal(9);
         let part = split(&message.bytes).next().unwrap();
         assert_eq!((part.kind, part.sequence), (16, 9));
-        let reply = Reply { kind: part.kind, body: part.body.to_vec() };
+        let reply = Reply {
+            kind: part.kind,
+            body: part.body.to_vec(),
+        };
         let attributes = reply.attributes(3);
         assert_eq!(attributes.text(3), Some("lo"));
         let nested = Attributes::of(attributes.find(18).unwrap());
@@ -386,7 +419,10 @@ mod tests {
         let mut socket = Socket::open(Family::Route).unwrap();
         let mut get = Message::new(libc::RTM_GETLINK, 0, &[0; 16]);
         get.text(libc::IFLA_IFNAME, "lo");
-        assert_eq!(socket.get(get).unwrap().attributes(16).text(libc::IFLA_IFNAME), Some("lo"));
+        assert_eq!(
+            socket.get(get).unwrap().attributes(16).text(libc::IFLA_IFNAME),
+            Some("lo")
+        );
         let links = socket.dump(&Message::new(libc::RTM_GETLINK, DUMP, &[0; 16])).unwrap();
         assert!(!links.is_empty());
         let mut get = Message::new(libc::RTM_GETLINK, 0, &[0; 16]);

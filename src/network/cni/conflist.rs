@@ -56,7 +56,10 @@ impl ConfList {
             return Err(format!("{name:?} is no name of a network"));
         }
         let version = version(&list)?;
-        let flag = |key| list.get(key).is_some_and(|value| *value == Value::Bool(true) || value == "true");
+        let flag = |key| {
+            list.get(key)
+                .is_some_and(|value| *value == Value::Bool(true) || value == "true")
+        };
         let (disable_check, disable_gc) = (flag("disableCheck"), flag("disableGC"));
         let plugins = match list.remove("plugins") {
             Some(Value::Array(plugins)) => plugins,
@@ -67,7 +70,13 @@ impl ConfList {
             return Err(format!("it has {} plugins, which is not 1 to {PLUGINS}", plugins.len()));
         }
         let plugins = plugins.into_iter().map(Plugin::read).collect::<Result<_, _>>()?;
-        Ok(Self { name, version, plugins, disable_check, disable_gc })
+        Ok(Self {
+            name,
+            version,
+            plugins,
+            disable_check,
+            disable_gc,
+        })
     }
 }
 
@@ -77,22 +86,41 @@ fn version(list: &Map<String, Value>) -> Result<Version, String> {
         None => UNNAMED,
         Some(version) => version.as_str().ok_or("cniVersion is no text")?,
     };
-    let several = list.get("cniVersions").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-    several.chain([named]).filter_map(Version::parse).max().ok_or_else(|| format!("CNI version {named:?} is not known"))
+    let several = list
+        .get("cniVersions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str);
+    several
+        .chain([named])
+        .filter_map(Version::parse)
+        .max()
+        .ok_or_else(|| format!("CNI version {named:?} is not known"))
 }
 
 impl Plugin {
     fn read(plugin: Value) -> Result<Self, String> {
-        let Value::Object(mut conf) = plugin else { return Err("a plugin is no object".to_owned()) };
+        let Value::Object(mut conf) = plugin else {
+            return Err("a plugin is no object".to_owned());
+        };
         let kind = conf.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
         if !is_name(&kind) {
             return Err(format!("{kind:?} is no name of a plugin"));
         }
         let capabilities = match conf.remove("capabilities") {
-            Some(Value::Object(all)) => all.into_iter().filter(|(_, on)| *on == Value::Bool(true)).map(|(c, _)| c).collect(),
+            Some(Value::Object(all)) => all
+                .into_iter()
+                .filter(|(_, on)| *on == Value::Bool(true))
+                .map(|(c, _)| c)
+                .collect(),
             _ => Vec::new(),
         };
-        Ok(Self { kind, capabilities, conf })
+        Ok(Self {
+            kind,
+            capabilities,
+            conf,
+        })
     }
 
     /// What this plugin reads from its standard input (section 3, "deriving execution configuration").
@@ -126,13 +154,22 @@ mod tests {
                 "plugins":[{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true,"x":false}}]}"#,
         )
         .unwrap();
-        assert_eq!((list.name.as_str(), list.version, list.disable_check), ("net", Version::V1_1_0, true));
+        assert_eq!(
+            (list.name.as_str(), list.version, list.disable_check),
+            ("net", Version::V1_1_0, true)
+        );
         assert_eq!(list.plugins[1].capabilities, ["portMappings"]);
         let conf = list.plugins[1].execution(&list, Map::new(), Map::new());
-        assert_eq!(conf.to_string(), r#"{"cniVersion":"1.1.0","name":"net","type":"portmap"}"#);
+        assert_eq!(
+            conf.to_string(),
+            r#"{"cniVersion":"1.1.0","name":"net","type":"portmap"}"#
+        );
         let single = ConfList::parse(r#"{"name":"one","type":"ptp","mtu":9000}"#).unwrap();
         assert_eq!(single.version.as_str(), "0.2.0");
-        assert_eq!(single.plugins[0].execution(&single, Map::new(), Map::new())["mtu"], 9000);
+        assert_eq!(
+            single.plugins[0].execution(&single, Map::new(), Map::new())["mtu"],
+            9000
+        );
     }
 
     #[test]

@@ -47,7 +47,10 @@ pub struct Directory {
 
 impl Directory {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, seen: Mutex::new(None) }
+        Self {
+            path,
+            seen: Mutex::new(None),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -56,12 +59,16 @@ impl Directory {
 
     /// What is in force now. Files are read again only if one of them has changed.
     pub fn look(&self) -> Result<Discovery, NetworkError> {
-        let marks = self.marks().map_err(|source| NetworkError::File { op: "read", path: self.path.clone(), source })?;
+        let marks = self.marks().map_err(|source| NetworkError::File {
+            op: "read",
+            path: self.path.clone(),
+            source,
+        })?;
         let mut seen = self.seen.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((before, discovery)) = &*seen {
-            if *before == marks {
-                return Ok(discovery.clone());
-            }
+        if let Some((before, discovery)) = &*seen
+            && *before == marks
+        {
+            return Ok(discovery.clone());
         }
         let discovery = discover(&marks);
         match &discovery {
@@ -86,11 +93,22 @@ impl Directory {
         let mut marks = Vec::new();
         for entry in entries.take(FILES) {
             let path = entry?.path();
-            if !path.extension().is_some_and(|e| e == "conflist" || e == "conf" || e == "json") {
+            if !path
+                .extension()
+                .is_some_and(|e| e == "conflist" || e == "conf" || e == "json")
+            {
                 continue;
             }
             let identity = std::fs::metadata(&path).ok().map(|m| {
-                (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime(), m.ctime_nsec())
+                (
+                    m.dev(),
+                    m.ino(),
+                    m.size(),
+                    m.mtime(),
+                    m.mtime_nsec(),
+                    m.ctime(),
+                    m.ctime_nsec(),
+                )
             });
             marks.push(Mark { path, identity });
         }
@@ -102,9 +120,17 @@ impl Directory {
 fn discover(marks: &[Mark]) -> Discovery {
     let mut broken = None;
     for Mark { path, .. } in marks {
-        let parsed = read(path).map_err(|e| e.to_string()).and_then(|text| Ok((ConfList::parse(&text)?, text)));
+        let parsed = read(path)
+            .map_err(|e| e.to_string())
+            .and_then(|text| Ok((ConfList::parse(&text)?, text)));
         match parsed {
-            Ok((list, text)) => return Discovery::Found(Arc::new(Found { path: path.clone(), text, list })),
+            Ok((list, text)) => {
+                return Discovery::Found(Arc::new(Found {
+                    path: path.clone(),
+                    text,
+                    list,
+                }));
+            }
             Err(reason) => {
                 tracing::warn!(path = %path.display(), %reason, "not a usable CNI configuration");
                 broken.get_or_insert((path, reason));
@@ -112,17 +138,26 @@ fn discover(marks: &[Mark]) -> Discovery {
         }
     }
     match broken {
-        Some((path, reason)) => Discovery::Broken { path: path.clone(), reason },
+        Some((path, reason)) => Discovery::Broken {
+            path: path.clone(),
+            reason,
+        },
         None => Discovery::Nothing,
     }
 }
 
 fn read(path: &Path) -> io::Result<String> {
     // not blocking: a FIFO of that name must not stop the daemon
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > CONF_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file of at most 1 MiB"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a regular file of at most 1 MiB",
+        ));
     }
     let mut text = String::new();
     file.take(CONF_BYTES).read_to_string(&mut text)?;

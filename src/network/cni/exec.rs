@@ -37,10 +37,17 @@ pub fn find(plugin: &str, dirs: &[PathBuf]) -> Result<PathBuf, NetworkError> {
     let executable = |path: &Path| {
         std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     };
-    dirs.iter().map(|dir| dir.join(plugin)).find(|path| executable(path)).ok_or_else(|| NetworkError::PluginMissing {
-        plugin: plugin.to_owned(),
-        dirs: dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(":"),
-    })
+    dirs.iter()
+        .map(|dir| dir.join(plugin))
+        .find(|path| executable(path))
+        .ok_or_else(|| NetworkError::PluginMissing {
+            plugin: plugin.to_owned(),
+            dirs: dirs
+                .iter()
+                .map(|dir| dir.display().to_string())
+                .collect::<Vec<_>>()
+                .join(":"),
+        })
 }
 
 /// The plugin's process group; killed with all in it unless the plugin ended by itself.
@@ -60,7 +67,11 @@ impl Call<'_> {
     /// the plugin is killed with its whole process group.
     pub async fn run(&self, input: Stdio) -> Result<Value, NetworkError> {
         let failed = |op: &'static str| {
-            move |source: io::Error| NetworkError::PluginRun { op, plugin: self.plugin.to_owned(), source }
+            move |source: io::Error| NetworkError::PluginRun {
+                op,
+                plugin: self.plugin.to_owned(),
+                source,
+            }
         };
         let mut command = Command::new(find(self.plugin, self.dirs)?);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CNI_")) {
@@ -69,7 +80,11 @@ impl Call<'_> {
         let path: Vec<_> = self.dirs.iter().map(|dir| dir.display().to_string()).collect();
         command.env("CNI_COMMAND", self.command).env("CNI_PATH", path.join(":"));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+            .stdin(input)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
         let mut child = command.spawn().map_err(failed("start"))?;
         // What is left of it keeps the plugin's standard input, and with it the pod's turn.
         drop(command);
@@ -106,7 +121,11 @@ impl Call<'_> {
     /// The error for a plugin that ended well but said nothing sensible.
     pub fn unusable(&self, reason: &str) -> NetworkError {
         let (plugin, reason) = (self.plugin.to_owned(), reason.to_owned());
-        NetworkError::PluginResult { plugin, command: self.command, reason }
+        NetworkError::PluginResult {
+            plugin,
+            command: self.command,
+            reason,
+        }
     }
 
     /// What a plugin that failed says of it: its error object, else whatever it printed.
@@ -117,7 +136,11 @@ impl Call<'_> {
             message = format!("{message}: {details}");
         }
         if message.is_empty() {
-            let text = [errors, output].into_iter().map(|b| b.trim_ascii()).find(|b| !b.is_empty()).unwrap_or_default();
+            let text = [errors, output]
+                .into_iter()
+                .map(|b| b.trim_ascii())
+                .find(|b| !b.is_empty())
+                .unwrap_or_default();
             let text = String::from_utf8_lossy(&text[text.len().saturating_sub(MESSAGE_BYTES)..]);
             message = format!("{status}: {text}");
         }
@@ -161,7 +184,9 @@ impl Output {
         if let Ok(joined) = tokio::time::timeout(DRAIN, &mut self.reader).await {
             joined.map_err(io::Error::other)??;
         }
-        Ok(std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner)))
+        Ok(std::mem::take(
+            &mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 }
 

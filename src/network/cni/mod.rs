@@ -35,7 +35,7 @@ pub struct Cni {
     deadline: Duration,
     turns: PathBuf,
     gc: bool,
-    status: tokio::sync::Mutex<Option<(Instant, PathBuf, Option<String>)>>,
+    status: tokio::sync::Mutex<Option<(Instant, String, Option<String>)>>,
 }
 
 /// What one call to a chain of plugins needs.
@@ -71,20 +71,26 @@ impl Cni {
 
     /// Whether the network can take pods now; `Some` says why not. Plugins are asked at most every five seconds.
     pub async fn trouble(&self, found: &Found) -> Option<String> {
-        if let Some(error) = found.list.plugins.iter().find_map(|p| exec::find(&p.kind, &self.plugin_dirs).err()) {
+        if let Some(error) = found
+            .list
+            .plugins
+            .iter()
+            .find_map(|p| exec::find(&p.kind, &self.plugin_dirs).err())
+        {
             return Some(error.to_string());
         }
         if found.list.version < Version::V1_1_0 {
             return None;
         }
         let mut known = self.status.lock().await;
-        if let Some((asked, path, answer)) = &*known {
-            if asked.elapsed() < STATUS_AGE && *path == found.path {
-                return answer.clone();
-            }
+        if let Some((asked, text, answer)) = &*known
+            && asked.elapsed() < STATUS_AGE
+            && *text == found.text
+        {
+            return answer.clone();
         }
         let answer = self.ask(&found.list).await.err().map(|error| error.to_string());
-        *known = Some((Instant::now(), found.path.clone(), answer.clone()));
+        *known = Some((Instant::now(), found.text.clone(), answer.clone()));
         answer
     }
 
@@ -92,7 +98,8 @@ impl Cni {
         for plugin in &list.plugins {
             let conf = plugin.execution(list, Map::new(), Map::new());
             let deadline = self.deadline.min(STATUS_DEADLINE);
-            self.call_without_pod(&plugin.kind, &self.plugin_dirs, "STATUS", deadline, &conf).await?;
+            self.call_without_pod(&plugin.kind, &self.plugin_dirs, "STATUS", deadline, &conf)
+                .await?;
         }
         Ok(())
     }
@@ -105,21 +112,35 @@ impl Cni {
         deadline: Duration,
         conf: &Value,
     ) -> Result<(), NetworkError> {
-        let failed = |source| NetworkError::PluginRun { op: "prepare", plugin: plugin.to_owned(), source };
+        let failed = |source| NetworkError::PluginRun {
+            op: "prepare",
+            plugin: plugin.to_owned(),
+            source,
+        };
         let input = anonymous(conf.to_string().as_bytes()).map_err(failed)?;
-        Call { plugin, dirs, command, environment: Vec::new(), deadline }.run(input).await.map(drop)
+        Call {
+            plugin,
+            dirs,
+            command,
+            environment: Vec::new(),
+            deadline,
+        }
+        .run(input)
+        .await
+        .map(drop)
     }
 
     /// Asks the plugins whether the pod is still connected as it was (CHECK).
     pub async fn check(&self, plan: &Plan, attached: &Attached) -> Result<(), NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else { return Ok(()) };
-        if list.disable_check || list.version < Version::V0_4_0 {
+        let Some(stored) = stored(plan)? else {
+            return Ok(());
+        };
+        if stored.list.disable_check || stored.list.version < Version::V0_4_0 {
             return Ok(());
         }
-        let chain =
-            Chain { list: &list, dirs, attachment: &plan.attachment, pod_cidrs, deadline: self.deadline };
+        let chain = stored.chain(&plan.attachment, self.deadline);
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
-        for n in 0..list.plugins.len() {
+        for n in 0..stored.list.plugins.len() {
             chain.call(n, "CHECK", Some(&attached.result), &mut turn).await?;
         }
         Ok(())
@@ -127,11 +148,17 @@ impl Cni {
 
     /// Locks of pods that are no more.
     fn sweep(&self, valid: &[Plan]) -> Result<(), NetworkError> {
-        let Ok(entries) = std::fs::read_dir(&self.turns) else { return Ok(()) };
+        let Ok(entries) = std::fs::read_dir(&self.turns) else {
+            return Ok(());
+        };
         for entry in entries.flatten() {
             if !valid.iter().any(|plan| entry.file_name() == plan.sandbox_id().as_str()) {
                 let path = entry.path();
-                std::fs::remove_file(&path).map_err(|source| NetworkError::File { op: "remove", path, source })?;
+                std::fs::remove_file(&path).map_err(|source| NetworkError::File {
+                    op: "remove",
+                    path,
+                    source,
+                })?;
             }
         }
         Ok(())
@@ -146,12 +173,45 @@ fn anonymous(bytes: &[u8]) -> std::io::Result<Stdio> {
     Ok(file.into())
 }
 
-/// The configuration that a plan for CNI was made with.
-fn stored(plan: &Plan) -> Result<Option<(ConfList, &[PathBuf], &[String])>, NetworkError> {
-    let Backend::Cni { network, conflist, plugin_dirs, pod_cidrs } = &plan.backend else { return Ok(None) };
-    let list = ConfList::parse(conflist)
-        .map_err(|reason| NetworkError::Config { path: format!("recorded of {network}").into(), reason })?;
-    Ok(Some((list, plugin_dirs, pod_cidrs)))
+/// The configuration that a plan for CNI was made with; for another network's plan there is none.
+fn stored(plan: &Plan) -> Result<Option<Stored<'_>>, NetworkError> {
+    let Backend::Cni {
+        network,
+        conflist,
+        plugin_dirs,
+        pod_cidrs,
+    } = &plan.backend
+    else {
+        return Ok(None);
+    };
+    let list = ConfList::parse(conflist).map_err(|reason| NetworkError::Config {
+        path: format!("recorded of {network}").into(),
+        reason,
+    })?;
+    Ok(Some(Stored {
+        list,
+        dirs: plugin_dirs,
+        pod_cidrs,
+    }))
+}
+
+/// What a plan for CNI remembers.
+struct Stored<'a> {
+    list: ConfList,
+    dirs: &'a [PathBuf],
+    pod_cidrs: &'a [String],
+}
+
+impl Stored<'_> {
+    fn chain<'a>(&'a self, attachment: &'a Attachment, deadline: Duration) -> Chain<'a> {
+        Chain {
+            list: &self.list,
+            dirs: self.dirs,
+            attachment,
+            pod_cidrs: self.pod_cidrs,
+            deadline,
+        }
+    }
 }
 
 impl Chain<'_> {
@@ -172,7 +232,11 @@ impl Chain<'_> {
             }
             extra.insert("prevResult".into(), previous);
         }
-        let conf = plugin.execution(self.list, runtime::config(plugin, self.attachment, self.pod_cidrs), extra);
+        let conf = plugin.execution(
+            self.list,
+            runtime::config(plugin, self.attachment, self.pod_cidrs),
+            extra,
+        );
         let netns = &self.attachment.netns;
         // A namespace that is gone is named by nothing: plugins then clean up all but the pod's end.
         let gone = command == "DEL" && netns::open(netns).is_err();
@@ -182,14 +246,25 @@ impl Chain<'_> {
             command,
             environment: vec![
                 ("CNI_CONTAINERID", self.attachment.sandbox_id.to_string()),
-                ("CNI_NETNS", if gone { String::new() } else { netns.display().to_string() }),
+                (
+                    "CNI_NETNS",
+                    if gone {
+                        String::new()
+                    } else {
+                        netns.display().to_string()
+                    },
+                ),
                 ("CNI_IFNAME", POD_LINK.to_owned()),
                 ("CNI_ARGS", runtime::arguments(self.attachment)),
             ],
             deadline: self.deadline,
         };
         let input = turn.input(conf.to_string().as_bytes());
-        let failed = |source| NetworkError::PluginRun { op: "prepare", plugin: plugin.kind.clone(), source };
+        let failed = |source| NetworkError::PluginRun {
+            op: "prepare",
+            plugin: plugin.kind.clone(),
+            source,
+        };
         let result = call.run(input.map_err(failed)?).await?;
         match command {
             "ADD" if !result.is_object() => Err(call.unusable("it is no JSON object")),
@@ -206,9 +281,18 @@ impl Chain<'_> {
         let result = reached.clone().unwrap_or_default();
         let ips = result::addresses(&result);
         if ips.is_empty() {
-            let plugin = self.list.plugins.last().map(|plugin| plugin.kind.clone()).unwrap_or_default();
+            let plugin = self
+                .list
+                .plugins
+                .last()
+                .map(|plugin| plugin.kind.clone())
+                .unwrap_or_default();
             let reason = "it gives the pod no address".to_owned();
-            return Err(NetworkError::PluginResult { plugin, command: "ADD", reason });
+            return Err(NetworkError::PluginResult {
+                plugin,
+                command: "ADD",
+                reason,
+            });
         }
         Ok(Attached { ips, result })
     }
@@ -230,9 +314,10 @@ impl Chain<'_> {
 #[async_trait]
 impl PodNetwork for Cni {
     async fn add(&self, plan: &Plan) -> Result<Attached, NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else { unreachable!("a plan for CNI") };
-        let chain =
-            Chain { list: &list, dirs, attachment: &plan.attachment, pod_cidrs, deadline: self.deadline };
+        let Some(stored) = stored(plan)? else {
+            unreachable!("a plan for CNI")
+        };
+        let chain = stored.chain(&plan.attachment, self.deadline);
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
         let mut reached = None;
         let added = chain.add(&mut turn, &mut reached).await;
@@ -248,9 +333,10 @@ impl PodNetwork for Cni {
     }
 
     async fn del(&self, plan: &Plan, attached: Option<&Attached>) -> Result<(), NetworkError> {
-        let Some((list, dirs, pod_cidrs)) = stored(plan)? else { return Ok(()) };
-        let chain =
-            Chain { list: &list, dirs, attachment: &plan.attachment, pod_cidrs, deadline: self.deadline };
+        let Some(stored) = stored(plan)? else {
+            return Ok(());
+        };
+        let chain = stored.chain(&plan.attachment, self.deadline);
         let mut turn = Turn::wait(&self.turns, plan.sandbox_id()).await?;
         chain.del(&mut turn, attached.map(|attached| &attached.result)).await?;
         turn.last()
@@ -263,12 +349,21 @@ impl PodNetwork for Cni {
         }
         let mut networks: BTreeMap<String, (ConfList, Vec<PathBuf>, Vec<Value>)> = BTreeMap::new();
         if let Discovery::Found(found) = self.directory.look()? {
-            networks.insert(found.list.name.clone(), (found.list.clone(), self.plugin_dirs.clone(), Vec::new()));
+            networks.insert(
+                found.list.name.clone(),
+                (found.list.clone(), self.plugin_dirs.clone(), Vec::new()),
+            );
         }
         for plan in valid {
-            let Some((list, dirs, _)) = stored(plan)? else { continue };
-            let network = networks.entry(list.name.clone()).or_insert_with(|| (list, dirs.to_vec(), Vec::new()));
-            network.2.push(json!({ "containerID": plan.sandbox_id(), "ifname": POD_LINK }));
+            let Some(Stored { list, dirs, .. }) = stored(plan)? else {
+                continue;
+            };
+            let network = networks
+                .entry(list.name.clone())
+                .or_insert_with(|| (list, dirs.to_vec(), Vec::new()));
+            network
+                .2
+                .push(json!({ "containerID": plan.sandbox_id(), "ifname": POD_LINK }));
         }
         let mut first = Ok(());
         for (list, dirs, attachments) in networks.values() {
@@ -278,11 +373,12 @@ impl PodNetwork for Cni {
             for plugin in &list.plugins {
                 let extra = Map::from_iter([("cni.dev/valid-attachments".to_owned(), attachments.clone().into())]);
                 let conf = plugin.execution(list, Map::new(), extra);
-                let called = self.call_without_pod(&plugin.kind, dirs, "GC", self.deadline, &conf).await;
+                let called = self
+                    .call_without_pod(&plugin.kind, dirs, "GC", self.deadline, &conf)
+                    .await;
                 first = first.and(called);
             }
         }
         first
     }
 }
-

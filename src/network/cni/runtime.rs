@@ -62,7 +62,12 @@ const RATE: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 fn bandwidth(attachment: &Attachment) -> Option<Value> {
     let mut limits = Map::new();
     for direction in ["ingress", "egress"] {
-        let Some(text) = attachment.annotations.get(&format!("kubernetes.io/{direction}-bandwidth")) else { continue };
+        let Some(text) = attachment
+            .annotations
+            .get(&format!("kubernetes.io/{direction}-bandwidth"))
+        else {
+            continue;
+        };
         match quantity(text).filter(|rate| RATE.contains(rate)) {
             Some(rate) => {
                 limits.insert(format!("{direction}Rate"), rate.into());
@@ -77,7 +82,9 @@ fn bandwidth(attachment: &Attachment) -> Option<Value> {
 /// A Kubernetes quantity that is a whole positive number: digits, a fraction, a suffix or an exponent.
 fn quantity(text: &str) -> Option<u64> {
     let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
     let scale = match suffix {
         "" => 1.0,
@@ -109,9 +116,13 @@ mod tests {
 
     #[test]
     fn quantities() {
-        for (text, expected) in
-            [("10M", Some(10_000_000)), ("1Gi", Some(1 << 30)), ("1.5k", Some(1500)), ("2e3", Some(2000)), ("7", Some(7))]
-        {
+        for (text, expected) in [
+            ("10M", Some(10_000_000)),
+            ("1Gi", Some(1 << 30)),
+            ("1.5k", Some(1500)),
+            ("2e3", Some(2000)),
+            ("7", Some(7)),
+        ] {
             assert_eq!(quantity(text), expected, "{text}");
         }
         for text in ["", "M", "-1M", "1X", "1e", "1.2.3", "9e99"] {
@@ -127,8 +138,16 @@ mod tests {
             name: "pod".into(),
             uid: "u".into(),
             netns: "/n".into(),
-            ports: vec![PortMapping { protocol: Protocol::Udp, container_port: 53, host_port: 5353, host_ip: None }],
-            dns: Dns { servers: vec!["1.1.1.1".into()], ..Dns::default() },
+            ports: vec![PortMapping {
+                protocol: Protocol::Udp,
+                container_port: 53,
+                host_port: 5353,
+                host_ip: None,
+            }],
+            dns: Dns {
+                servers: vec!["1.1.1.1".into()],
+                ..Dns::default()
+            },
             annotations: [
                 ("kubernetes.io/ingress-bandwidth".to_owned(), "1M".to_owned()),
                 ("kubernetes.io/egress-bandwidth".to_owned(), "1".to_owned()),

@@ -3,12 +3,15 @@
 //! A plugin outlives a daemon that is killed: an ADD that is still running would hand out an address after the
 //! successor's DEL. So a plugin's standard input is a file whose lock it shares; DEL waits until that lock is free.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::model::SandboxId;
 use crate::network::NetworkError;
@@ -27,7 +30,11 @@ impl Turn {
     /// Waits for it.
     pub async fn wait(dir: &Path, sandbox_id: &SandboxId) -> Result<Self, NetworkError> {
         let path = dir.join(sandbox_id);
-        let failed = |op, source| NetworkError::File { op, path: path.clone(), source };
+        let failed = |op, source| NetworkError::File {
+            op,
+            path: path.clone(),
+            source,
+        };
         std::fs::create_dir_all(dir).map_err(|e| failed("create the directory of", e))?;
         let file = OpenOptions::new()
             .read(true)
@@ -39,14 +46,14 @@ impl Turn {
             .map_err(|e| failed("open", e))?;
         let began = Instant::now();
         loop {
-            match file.try_lock() {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
-                Err(TryLockError::WouldBlock) if began.elapsed() < PATIENCE => tokio::time::sleep(POLL).await,
-                Err(TryLockError::WouldBlock) => {
+                Err(Errno::WOULDBLOCK) if began.elapsed() < PATIENCE => tokio::time::sleep(POLL).await,
+                Err(Errno::WOULDBLOCK) => {
                     tracing::warn!(%sandbox_id, "a CNI plugin of an earlier call still runs; going on without waiting");
                     break;
                 }
-                Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
+                Err(error) => return Err(failed("lock", error.into())),
             }
         }
         Ok(Self { path, file })
@@ -64,9 +71,11 @@ impl Turn {
     /// No plugin will be run for this pod again.
     pub fn last(self) -> Result<(), NetworkError> {
         match std::fs::remove_file(&self.path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(NetworkError::File { op: "remove", path: self.path, source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(NetworkError::File {
+                op: "remove",
+                path: self.path,
+                source,
+            }),
             _ => Ok(()),
         }
     }

@@ -16,7 +16,11 @@ const DELETE: u16 = 2;
 const NFGEN: usize = 4;
 
 fn request(message: u16, flags: u16, family: u8) -> Message {
-    Message::new(((libc::NFNL_SUBSYS_CTNETLINK as u16) << 8) | message, flags, &[family, 0, 0, 0])
+    Message::new(
+        ((libc::NFNL_SUBSYS_CTNETLINK as u16) << 8) | message,
+        flags,
+        &[family, 0, 0, 0],
+    )
 }
 
 /// One direction of a connection.
@@ -58,7 +62,9 @@ pub fn forget_untranslated(socket: &mut Socket, ports: &[u16]) -> io::Result<()>
 
 fn forget(socket: &mut Socket, doomed: impl Fn(&Tuple<'_>, &Tuple<'_>) -> bool) -> io::Result<()> {
     for entry in socket.dump(&request(GET, DUMP, libc::AF_UNSPEC as u8))? {
-        let Some(delete) = deletion(&entry, &doomed) else { continue };
+        let Some(delete) = deletion(&entry, &doomed) else {
+            continue;
+        };
         match socket.send(&mut [delete]) {
             Err(error) if errno(&error) != Some(libc::ENOENT) => return Err(error),
             _ => {}

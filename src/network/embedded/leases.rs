@@ -42,7 +42,9 @@ impl Leases {
         let mut newest = [None::<(SystemTime, IpAddr)>; 2];
         for entry in std::fs::read_dir(dir).map_err(|e| failed("read", dir, e))? {
             let entry = entry.map_err(|e| failed("read", dir, e))?;
-            let Some(ip) = entry.file_name().to_str().and_then(|name| name.parse::<IpAddr>().ok()) else { continue };
+            let Some(ip) = entry.file_name().to_str().and_then(|name| name.parse::<IpAddr>().ok()) else {
+                continue;
+            };
             let path = entry.path();
             let Some((lease, modified)) = read(&path)? else {
                 tracing::warn!(path = %path.display(), "removing an address file that was never finished");
@@ -55,14 +57,20 @@ impl Leases {
             }
             taken.insert(ip, lease);
         }
-        Ok(Self { dir: dir.to_owned(), taken, last: newest.map(|found| found.map(|(_, ip)| ip)) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            taken,
+            last: newest.map(|found| found.map(|(_, ip)| ip)),
+        })
     }
 
     /// Gives `lease` the next free address of `subnet`.
     pub fn take(&mut self, subnet: &Subnet, lease: &Lease) -> Result<IpAddr, NetworkError> {
         let pods = subnet.pods();
         let last = &mut self.last[usize::from(!subnet.is_ipv4())];
-        let start = last.and_then(|ip| subnet.position(ip)).map_or(pods.start, |position| position + 1);
+        let start = last
+            .and_then(|ip| subnet.position(ip))
+            .map_or(pods.start, |position| position + 1);
         let candidates = (start.max(pods.start)..pods.end).chain(pods.start..start.clamp(pods.start, pods.end));
         for ip in candidates.filter_map(|n| subnet.nth(n)) {
             if self.taken.contains_key(&ip) {
@@ -83,7 +91,9 @@ impl Leases {
             self.taken.insert(ip, lease.clone());
             return Ok(ip);
         }
-        Err(NetworkError::Exhausted { subnet: subnet.to_string() })
+        Err(NetworkError::Exhausted {
+            subnet: subnet.to_string(),
+        })
     }
 
     /// Gives back all addresses of the sandbox.
@@ -97,7 +107,11 @@ impl Leases {
 
     /// The sandbox's addresses.
     pub fn of(&self, sandbox_id: &SandboxId) -> Vec<IpAddr> {
-        self.taken.iter().filter(|(_, lease)| lease.sandbox_id == *sandbox_id).map(|(ip, _)| *ip).collect()
+        self.taken
+            .iter()
+            .filter(|(_, lease)| lease.sandbox_id == *sandbox_id)
+            .map(|(ip, _)| *ip)
+            .collect()
     }
 
     /// Every lease.
@@ -114,10 +128,17 @@ impl Leases {
 fn read(path: &Path) -> Result<Option<(Lease, SystemTime)>, NetworkError> {
     let mut text = Vec::new();
     let file = File::open(path).map_err(|e| failed("open", path, e))?;
-    let modified = file.metadata().and_then(|m| m.modified()).map_err(|e| failed("stat", path, e))?;
-    file.take(LEASE_BYTES).read_to_end(&mut text).map_err(|e| failed("read", path, e))?;
+    let modified = file
+        .metadata()
+        .and_then(|m| m.modified())
+        .map_err(|e| failed("stat", path, e))?;
+    file.take(LEASE_BYTES)
+        .read_to_end(&mut text)
+        .map_err(|e| failed("read", path, e))?;
     let lease: Option<Lease> = serde_json::from_slice(&text).ok();
-    Ok(lease.filter(|lease| model::is_well_formed(lease.sandbox_id.as_str())).map(|lease| (lease, modified)))
+    Ok(lease
+        .filter(|lease| model::is_well_formed(lease.sandbox_id.as_str()))
+        .map(|lease| (lease, modified)))
 }
 
 fn remove(path: &Path) -> Result<(), NetworkError> {
@@ -128,7 +149,11 @@ fn remove(path: &Path) -> Result<(), NetworkError> {
 }
 
 fn failed(op: &'static str, path: &Path, source: io::Error) -> NetworkError {
-    NetworkError::File { op, path: path.to_owned(), source }
+    NetworkError::File {
+        op,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -136,7 +161,10 @@ mod tests {
     use super::*;
 
     fn lease(digit: char) -> Lease {
-        Lease { sandbox_id: SandboxId::new(digit.to_string().repeat(64)), ports: Vec::new() }
+        Lease {
+            sandbox_id: SandboxId::new(digit.to_string().repeat(64)),
+            ports: Vec::new(),
+        }
     }
 
     #[test]
@@ -147,10 +175,19 @@ mod tests {
         assert_eq!(leases.take(&subnet, &lease('a')).unwrap().to_string(), "10.0.0.2");
         leases.release(&lease('a').sandbox_id).unwrap();
         assert!(leases.is_empty());
-        for (digit, ip) in [('b', "10.0.0.3"), ('c', "10.0.0.4"), ('d', "10.0.0.5"), ('e', "10.0.0.6"), ('f', "10.0.0.2")] {
+        for (digit, ip) in [
+            ('b', "10.0.0.3"),
+            ('c', "10.0.0.4"),
+            ('d', "10.0.0.5"),
+            ('e', "10.0.0.6"),
+            ('f', "10.0.0.2"),
+        ] {
             assert_eq!(leases.take(&subnet, &lease(digit)).unwrap().to_string(), ip);
         }
-        assert!(matches!(leases.take(&subnet, &lease('0')), Err(NetworkError::Exhausted { .. })));
+        assert!(matches!(
+            leases.take(&subnet, &lease('0')),
+            Err(NetworkError::Exhausted { .. })
+        ));
         leases.release(&lease('d').sandbox_id).unwrap();
         assert_eq!(leases.take(&subnet, &lease('0')).unwrap().to_string(), "10.0.0.5");
     }

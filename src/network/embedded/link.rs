@@ -64,7 +64,11 @@ pub fn find(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
 
 /// The link with the index `index`.
 pub fn by_index(socket: &mut Socket, index: u32) -> io::Result<Option<Link>> {
-    Ok(read(&socket.get(Message::new(libc::RTM_GETLINK, 0, &ifinfo(0, index, 0)))?))
+    Ok(read(&socket.get(Message::new(
+        libc::RTM_GETLINK,
+        0,
+        &ifinfo(0, index, 0),
+    ))?))
 }
 
 /// Every link.
@@ -88,7 +92,9 @@ pub struct Bridge<'a> {
 /// Makes a bridge, still down.
 pub fn create_bridge(socket: &mut Socket, bridge: &Bridge<'_>) -> io::Result<Link> {
     let mut create = Message::new(libc::RTM_NEWLINK, ACK | CREATE | EXCL, &ifinfo(0, 0, 0));
-    create.text(libc::IFLA_IFNAME, bridge.name).u32(libc::IFLA_MTU, bridge.mtu);
+    create
+        .text(libc::IFLA_IFNAME, bridge.name)
+        .u32(libc::IFLA_MTU, bridge.mtu);
     create.attr(libc::IFLA_ADDRESS, &bridge.address);
     create.nest(libc::IFLA_LINKINFO, |m| {
         m.text(IFLA_INFO_KIND, "bridge").nest(IFLA_INFO_DATA, |m| {
@@ -97,7 +103,8 @@ pub fn create_bridge(socket: &mut Socket, bridge: &Bridge<'_>) -> io::Result<Lin
     });
     socket.send(&mut [create])?;
     let mut name = Message::new(libc::RTM_SETLINK, ACK, &ifinfo(0, 0, 0));
-    name.text(libc::IFLA_IFNAME, bridge.name).text(libc::IFLA_IFALIAS, bridge.alias);
+    name.text(libc::IFLA_IFNAME, bridge.name)
+        .text(libc::IFLA_IFALIAS, bridge.alias);
     socket.send(&mut [name])?;
     if !bridge.ipv6 {
         no_link_local(socket, bridge.name)?;
@@ -107,10 +114,17 @@ pub fn create_bridge(socket: &mut Socket, bridge: &Bridge<'_>) -> io::Result<Lin
 
 /// Brings a link up.
 pub fn up(socket: &mut Socket, index: u32) -> io::Result<()> {
-    socket.send(&mut [Message::new(libc::RTM_SETLINK, ACK, &ifinfo(0, index, libc::IFF_UP as u32))]).map(drop)
+    socket
+        .send(&mut [Message::new(
+            libc::RTM_SETLINK,
+            ACK,
+            &ifinfo(0, index, libc::IFF_UP as u32),
+        )])
+        .map(drop)
 }
 
-fn no_link_local(socket: &mut Socket, name: &str) -> io::Result<()> {
+/// Keeps the kernel from giving the link a link-local IPv6 address, with all the packets that this brings.
+pub fn no_link_local(socket: &mut Socket, name: &str) -> io::Result<()> {
     let mut message = Message::new(libc::RTM_SETLINK, ACK, &ifinfo(0, 0, 0));
     message.text(libc::IFLA_IFNAME, name);
     addr_gen_none(&mut message);
@@ -143,20 +157,29 @@ pub struct Veth<'a> {
 /// Makes the pair: the pod's end, still down, directly inside the pod's namespace; the host's end up, on the bridge,
 /// in hairpin mode (a pod may reach itself by way of the host) and without addresses of its own.
 pub fn create_veth(socket: &mut Socket, veth: &Veth<'_>) -> io::Result<()> {
-    let mut create = Message::new(libc::RTM_NEWLINK, ACK | CREATE | EXCL, &ifinfo(0, 0, libc::IFF_UP as u32));
+    let mut create = Message::new(
+        libc::RTM_NEWLINK,
+        ACK | CREATE | EXCL,
+        &ifinfo(0, 0, libc::IFF_UP as u32),
+    );
     create.text(libc::IFLA_IFNAME, veth.host_name);
-    create.u32(libc::IFLA_MTU, veth.bridge.mtu).u32(libc::IFLA_MASTER, veth.bridge.index);
+    create
+        .u32(libc::IFLA_MTU, veth.bridge.mtu)
+        .u32(libc::IFLA_MASTER, veth.bridge.index);
     create.nest(libc::IFLA_LINKINFO, |m| {
         m.text(IFLA_INFO_KIND, "veth").nest(IFLA_INFO_DATA, |m| {
             m.nest(VETH_INFO_PEER, |m| {
-                m.raw(&ifinfo(0, 0, 0)).text(libc::IFLA_IFNAME, veth.pod_name).u32(libc::IFLA_MTU, veth.bridge.mtu);
+                m.raw(&ifinfo(0, 0, 0))
+                    .text(libc::IFLA_IFNAME, veth.pod_name)
+                    .u32(libc::IFLA_MTU, veth.bridge.mtu);
                 m.attr(libc::IFLA_ADDRESS, &veth.pod_address);
                 m.attr(libc::IFLA_NET_NS_FD, &veth.pod_netns.as_raw_fd().to_ne_bytes());
             });
         });
     });
     let mut port = Message::new(libc::RTM_NEWLINK, ACK, &ifinfo(0, 0, 0));
-    port.text(libc::IFLA_IFNAME, veth.host_name).text(libc::IFLA_IFALIAS, veth.alias);
+    port.text(libc::IFLA_IFNAME, veth.host_name)
+        .text(libc::IFLA_IFALIAS, veth.alias);
     hairpin(&mut port);
     socket.send(&mut [create, port])?;
     no_link_local(socket, veth.host_name)
@@ -173,7 +196,9 @@ fn hairpin(message: &mut Message) {
 /// Puts an existing link onto the bridge again. `false`: there is no such link.
 pub fn reattach(socket: &mut Socket, name: &str, bridge: &Link) -> io::Result<bool> {
     let mut master = Message::new(libc::RTM_NEWLINK, ACK, &ifinfo(0, 0, 0));
-    master.text(libc::IFLA_IFNAME, name).u32(libc::IFLA_MASTER, bridge.index);
+    master
+        .text(libc::IFLA_IFNAME, name)
+        .u32(libc::IFLA_MASTER, bridge.index);
     let mut port = Message::new(libc::RTM_NEWLINK, ACK, &ifinfo(0, 0, 0));
     port.text(libc::IFLA_IFNAME, name);
     hairpin(&mut port);
@@ -203,6 +228,8 @@ pub fn address(index: u32, ip: IpAddr, subnet: &Subnet) -> Message {
     let mut fixed = vec![family as u8, subnet.prefix(), flags, libc::RT_SCOPE_UNIVERSE];
     fixed.extend_from_slice(&index.to_ne_bytes());
     let mut message = Message::new(libc::RTM_NEWADDR, ACK | CREATE | REPLACE, &fixed);
-    message.attr(libc::IFA_LOCAL, &octets(ip)).attr(libc::IFA_ADDRESS, &octets(ip));
+    message
+        .attr(libc::IFA_LOCAL, &octets(ip))
+        .attr(libc::IFA_ADDRESS, &octets(ip));
     message
 }

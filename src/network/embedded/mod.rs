@@ -43,7 +43,11 @@ impl Embedded {
         std::thread::Builder::new()
             .name("network".into())
             .spawn(move || queue.into_iter().for_each(|job| job(&mut worker)))
-            .map_err(|source| NetworkError::Kernel { op: "start", subject: "the network thread".into(), source })?;
+            .map_err(|source| NetworkError::Kernel {
+                op: "start",
+                subject: "the network thread".into(),
+                source,
+            })?;
         Ok(Self { jobs })
     }
 
@@ -87,7 +91,9 @@ impl PodNetwork for Embedded {
         let sandbox_id = plan.attachment.sandbox_id.clone();
         let id = sandbox_id.clone();
         let mut unlink = self.run(move |worker| worker.begin_del(&id)).await?;
-        tokio::task::spawn_blocking(move || unlink.run()).await.map_err(|_| NetworkError::Stopped)??;
+        tokio::task::spawn_blocking(move || unlink.run())
+            .await
+            .map_err(|_| NetworkError::Stopped)??;
         self.run(move |worker| worker.finish_del(&sandbox_id)).await
     }
 

@@ -58,7 +58,10 @@ impl EmbeddedConfig {
             let suffix = short(&self.instance);
             (format!("crisp-{suffix}"), format!("crisp_{suffix}"))
         };
-        (self.bridge.clone().filter(|name| is_link_name(name)).unwrap_or(bridge), table)
+        (
+            self.bridge.clone().filter(|name| is_link_name(name)).unwrap_or(bridge),
+            table,
+        )
     }
 
     /// Networks for a layout made now. `used` are the host's routes; `previous` is kept if it is still free.
@@ -82,7 +85,9 @@ impl EmbeddedConfig {
                 .filter(Subnet::is_ipv4)
                 .chain(CANDIDATES.iter().map(|text| text.parse().expect("a literal network")))
                 .find(free)
-                .ok_or_else(|| NetworkError::NoSubnet { tried: CANDIDATES.join(", ") })?,
+                .ok_or_else(|| NetworkError::NoSubnet {
+                    tried: CANDIDATES.join(", "),
+                })?,
         ];
         if self.dual_stack {
             let kept = previous.iter().copied().filter(|subnet| !subnet.is_ipv4()).find(free);
@@ -109,7 +114,10 @@ fn short(instance: &str) -> String {
     if instance.len() <= NAME_BYTES - "crisp-".len() && instance.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return instance.to_owned();
     }
-    Sha256::digest(instance)[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(instance)[..4]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The host's end of a pod's veth pair.
@@ -137,7 +145,9 @@ impl LayoutFile {
     /// Reads it; `None` if there is none that makes sense.
     pub fn read(&self) -> Result<Option<Layout>, NetworkError> {
         match std::fs::read(&self.0) {
-            Ok(text) => Ok(serde_json::from_slice(&text).ok().filter(|layout: &Layout| !layout.subnets.is_empty())),
+            Ok(text) => Ok(serde_json::from_slice(&text)
+                .ok()
+                .filter(|layout: &Layout| !layout.subnets.is_empty())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.failed("read", error)),
         }
@@ -147,11 +157,17 @@ impl LayoutFile {
     pub fn write(&self, layout: &Layout) -> Result<(), NetworkError> {
         let new = self.0.with_extension("new");
         let text = serde_json::to_vec(layout).expect("a layout is plain data");
-        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.0)).map_err(|e| self.failed("write", e))
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, &self.0))
+            .map_err(|e| self.failed("write", e))
     }
 
     fn failed(&self, op: &'static str, source: io::Error) -> NetworkError {
-        NetworkError::File { op, path: self.0.clone(), source }
+        NetworkError::File {
+            op,
+            path: self.0.clone(),
+            source,
+        }
     }
 }
 
@@ -161,13 +177,30 @@ mod tests {
 
     #[test]
     fn instances_have_names_of_their_own() {
-        let names = |instance: &str| EmbeddedConfig { instance: instance.into(), ..Default::default() }.names();
+        let names = |instance: &str| {
+            EmbeddedConfig {
+                instance: instance.into(),
+                ..Default::default()
+            }
+            .names()
+        };
         assert_eq!(names(""), ("crisp0".into(), "crisp".into()));
         assert_eq!(names("two"), ("crisp-two".into(), "crisp_two".into()));
         let (long, _) = names("/var/tmp/somewhere/else");
-        assert!(long.len() <= NAME_BYTES && long != names("/var/tmp/somewhere/other").0, "{long}");
+        assert!(
+            long.len() <= NAME_BYTES && long != names("/var/tmp/somewhere/other").0,
+            "{long}"
+        );
         let bridge = Some("../etc".to_owned());
-        assert_eq!(EmbeddedConfig { bridge, ..Default::default() }.names().0, "crisp0");
+        assert_eq!(
+            EmbeddedConfig {
+                bridge,
+                ..Default::default()
+            }
+            .names()
+            .0,
+            "crisp0"
+        );
     }
 
     #[test]
@@ -176,19 +209,33 @@ mod tests {
         let config = EmbeddedConfig::default();
         let chosen = |used: &[&str], previous: Option<&Layout>| {
             let used: Vec<Subnet> = used.iter().map(|text| subnet(text)).collect();
-            config.choose(&[], &used, previous).map(|subnets| subnets[0].to_string())
+            config
+                .choose(&[], &used, previous)
+                .map(|subnets| subnets[0].to_string())
         };
         assert_eq!(chosen(&[], None).unwrap(), "10.88.0.0/16");
         assert_eq!(chosen(&["10.88.3.0/24", "10.89.0.0/17"], None).unwrap(), "10.90.0.0/16");
         assert_eq!(chosen(&["10.0.0.0/8"], None).unwrap(), "172.30.0.0/16");
-        assert!(matches!(chosen(&["0.0.0.0/1", "128.0.0.0/1"], None), Err(NetworkError::NoSubnet { .. })));
-        let previous =
-            Layout { bridge: "b".into(), table: "t".into(), subnets: vec![subnet("10.93.0.0/16")] };
+        assert!(matches!(
+            chosen(&["0.0.0.0/1", "128.0.0.0/1"], None),
+            Err(NetworkError::NoSubnet { .. })
+        ));
+        let previous = Layout {
+            bridge: "b".into(),
+            table: "t".into(),
+            subnets: vec![subnet("10.93.0.0/16")],
+        };
         assert_eq!(chosen(&[], Some(&previous)).unwrap(), "10.93.0.0/16");
         assert_eq!(chosen(&["10.93.0.0/24"], Some(&previous)).unwrap(), "10.88.0.0/16");
-        let dual = EmbeddedConfig { dual_stack: true, ..Default::default() };
+        let dual = EmbeddedConfig {
+            dual_stack: true,
+            ..Default::default()
+        };
         let both = dual.choose(&[], &[], None).unwrap();
         assert!(both[1].to_string().starts_with("fd") && both[1].prefix() == 64);
-        assert_eq!(dual.choose(&[subnet("10.1.0.0/24")], &[], None).unwrap(), [subnet("10.1.0.0/24")]);
+        assert_eq!(
+            dual.choose(&[subnet("10.1.0.0/24")], &[], None).unwrap(),
+            [subnet("10.1.0.0/24")]
+        );
     }
 }

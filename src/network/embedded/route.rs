@@ -29,7 +29,9 @@ pub fn read(socket: &mut Socket) -> io::Result<Routes> {
             match destination(&reply) {
                 Some(subnet) if subnet.prefix() > 0 => routes.used.push(subnet),
                 Some(_) => {
-                    let Some(index) = reply.attributes(RTMSG).u32(libc::RTA_OIF) else { continue };
+                    let Some(index) = reply.attributes(RTMSG).u32(libc::RTA_OIF) else {
+                        continue;
+                    };
                     if let Some(link) = link::by_index(socket, index)? {
                         routes.mtu = Some(routes.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
                     }
@@ -43,7 +45,9 @@ pub fn read(socket: &mut Socket) -> io::Result<Routes> {
 
 /// Where a unicast, local or blackhole route leads; `None`: link-local, multicast and the like.
 fn destination(reply: &Reply) -> Option<Subnet> {
-    let [family, length, _, _, _, _, _, kind, ..] = reply.body[..] else { return None };
+    let [family, length, _, _, _, _, _, kind, ..] = reply.body[..] else {
+        return None;
+    };
     let v4 = i32::from(family) == libc::AF_INET;
     if matches!(kind, libc::RTN_MULTICAST | libc::RTN_BROADCAST | libc::RTN_ANYCAST) {
         return None;
@@ -60,7 +64,11 @@ fn destination(reply: &Reply) -> Option<Subnet> {
 
 /// The message that sends everything else from the link `index` to `gateway`.
 pub fn default_via(index: u32, gateway: IpAddr) -> Message {
-    let family = if gateway.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let family = if gateway.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
     let mut fixed = [0; RTMSG];
     fixed[0] = family as u8;
     fixed[4] = libc::RT_TABLE_MAIN;
@@ -68,6 +76,8 @@ pub fn default_via(index: u32, gateway: IpAddr) -> Message {
     fixed[6] = libc::RT_SCOPE_UNIVERSE;
     fixed[7] = libc::RTN_UNICAST;
     let mut message = Message::new(libc::RTM_NEWROUTE, ACK | CREATE | EXCL, &fixed);
-    message.attr(libc::RTA_GATEWAY, &octets(gateway)).u32(libc::RTA_OIF, index);
+    message
+        .attr(libc::RTA_GATEWAY, &octets(gateway))
+        .u32(libc::RTA_OIF, index);
     message
 }

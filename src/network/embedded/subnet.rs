@@ -19,7 +19,10 @@ impl Subnet {
     pub fn new(address: IpAddr, prefix: u8) -> Option<Self> {
         let bits = bits_of(address);
         let mask = mask_of(bits, prefix)?;
-        Some(Self { base: from_number(address.is_ipv4(), to_number(address) & mask), prefix })
+        Some(Self {
+            base: from_number(address.is_ipv4(), to_number(address) & mask),
+            prefix,
+        })
     }
 
     /// The address with all host bits zero.
@@ -45,7 +48,11 @@ impl Subnet {
 
     /// Whether both have an address in common.
     pub fn overlaps(&self, other: &Self) -> bool {
-        let (wide, narrow) = if self.prefix <= other.prefix { (self, other) } else { (other, self) };
+        let (wide, narrow) = if self.prefix <= other.prefix {
+            (self, other)
+        } else {
+            (other, self)
+        };
         Self::new(narrow.base, wide.prefix).is_some_and(|cut| cut == *wide)
     }
 
@@ -61,12 +68,15 @@ impl Subnet {
 
     /// Where `address` is in it.
     pub fn position(&self, address: IpAddr) -> Option<u128> {
-        self.contains(address).then(|| to_number(address) - to_number(self.base))
+        self.contains(address)
+            .then(|| to_number(address) - to_number(self.base))
     }
 
     /// How many addresses it has (a /0 of IPv6 counts one too few).
     pub fn size(&self) -> u128 {
-        1u128.checked_shl(u32::from(bits_of(self.base) - self.prefix)).unwrap_or(u128::MAX)
+        1u128
+            .checked_shl(u32::from(bits_of(self.base) - self.prefix))
+            .unwrap_or(u128::MAX)
     }
 
     /// The address that the bridge takes: the first after the base.
@@ -106,7 +116,11 @@ fn to_number(address: IpAddr) -> u128 {
 }
 
 fn from_number(v4: bool, number: u128) -> IpAddr {
-    if v4 { Ipv4Addr::from(number as u32).into() } else { Ipv6Addr::from(number).into() }
+    if v4 {
+        Ipv4Addr::from(number as u32).into()
+    } else {
+        Ipv6Addr::from(number).into()
+    }
 }
 
 impl fmt::Display for Subnet {

@@ -7,11 +7,16 @@ use std::path::{Path, PathBuf};
 use crate::network::NetworkError;
 
 fn path(name: &[&str]) -> PathBuf {
-    name.iter().fold(PathBuf::from("/proc/sys/net"), |path, part| path.join(part))
+    name.iter()
+        .fold(PathBuf::from("/proc/sys/net"), |path, part| path.join(part))
 }
 
 fn failed(op: &'static str, path: &Path, source: io::Error) -> NetworkError {
-    NetworkError::File { op, path: path.to_owned(), source }
+    NetworkError::File {
+        op,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Sets one if it is not set so already; says whether it had to. A setting that is not there (a kernel without IPv6)
@@ -43,7 +48,10 @@ pub fn forward_v6() -> Result<(), NetworkError> {
     if std::fs::read_to_string(conf.join("all/forwarding")).is_ok_and(|now| now.trim() == "1") {
         return Ok(());
     }
-    for link in std::fs::read_dir(&conf).map_err(|e| failed("read", &conf, e))?.flatten() {
+    for link in std::fs::read_dir(&conf)
+        .map_err(|e| failed("read", &conf, e))?
+        .flatten()
+    {
         let accept = link.path().join("accept_ra");
         if std::fs::read_to_string(&accept).is_ok_and(|now| now.trim() == "1") && link.file_name() != "all" {
             std::fs::write(&accept, "2").map_err(|e| failed("write", &accept, e))?;
@@ -51,6 +59,19 @@ pub fn forward_v6() -> Result<(), NetworkError> {
     }
     if set(&["ipv6", "conf", "all", "forwarding"], "1")? {
         tracing::info!("net.ipv6.conf.all.forwarding was off and is now on: pods need it; it stays on");
+    }
+    Ok(())
+}
+
+/// Before `link` is up: no router advertisements, or a pod could pose as a router to the host and to other pods (the
+/// class of CVE-2020-10749); no duplicate address detection, which would keep neighbours from being found for a second,
+/// on a link where all addresses come from one allocator.
+pub fn quiet_v6(link: &str) -> io::Result<()> {
+    for name in ["accept_ra", "accept_dad"] {
+        match std::fs::write(path(&["ipv6", "conf", link, name]), "0") {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::leases::{Lease, Leases};
 use super::link::{self, Bridge, Link, Veth};
-use super::nft::{hostports, table};
+use super::nft::{forward, hostports, table};
 use super::plan::{EmbeddedConfig, Layout, LayoutFile, is_veth_name, veth_name};
 use super::subnet::Subnet;
 use super::{conntrack, route, sysctl};
@@ -58,13 +58,22 @@ impl Worker {
         let leases = Leases::open(&dir.join("ips"))?;
         let file = LayoutFile::new(dir);
         let layout = file.read()?;
-        Ok(Self { config: config.clone(), pod_cidrs: Vec::new(), file, layout, leases, sockets: None })
+        Ok(Self {
+            config: config.clone(),
+            pod_cidrs: Vec::new(),
+            file,
+            layout,
+            leases,
+            sockets: None,
+        })
     }
 
     /// Whether links and rules can be spoken to.
     pub fn probe(&mut self) -> Result<(), NetworkError> {
         let (_, name) = self.config.names();
-        table::exists(&mut self.sockets()?.filter, &name).map(drop).map_err(kernel("ask for table", name))
+        table::exists(&mut self.sockets()?.filter, &name)
+            .map(drop)
+            .map_err(kernel("ask for table", name))
     }
 
     pub fn set_pod_cidrs(&mut self, subnets: Vec<Subnet>) {
@@ -88,17 +97,20 @@ impl Worker {
         }
         self.refuse_taken_ports(attachment)?;
         let connected = self.connect(attachment);
-        if connected.is_err() {
-            if let Err(error) = self.del(id) {
-                tracing::warn!(sandbox_id = %id, error = %error::chain(&error), "could not undo a failed ADD; DEL will");
-            }
+        if connected.is_err()
+            && let Err(error) = self.del(id)
+        {
+            tracing::warn!(sandbox_id = %id, error = %error::chain(&error), "could not undo a failed ADD; DEL will");
         }
         connected
     }
 
     fn refuse_taken_ports(&self, attachment: &Attachment) -> Result<(), NetworkError> {
         let taken = |port: &PortMapping, holder: &SandboxId| {
-            Err(NetworkError::PortTaken { port: port.to_string(), holder: holder.to_string() })
+            Err(NetworkError::PortTaken {
+                port: port.to_string(),
+                holder: holder.to_string(),
+            })
         };
         for (n, port) in attachment.ports.iter().enumerate() {
             if attachment.ports[..n].iter().any(|other| other.collides(port)) {
@@ -121,7 +133,10 @@ impl Worker {
             source,
         })?;
         let (bridge, layout) = self.ensure()?;
-        let lease = Lease { sandbox_id: id.clone(), ports: attachment.ports.clone() };
+        let lease = Lease {
+            sandbox_id: id.clone(),
+            ports: attachment.ports.clone(),
+        };
         let mut ips = Vec::new();
         for subnet in &layout.subnets {
             ips.push((self.leases.take(subnet, &lease)?, *subnet));
@@ -140,9 +155,13 @@ impl Worker {
         if !lease.ports.is_empty() {
             let entries = entries(ips.iter().map(|(ip, _)| (*ip, &lease)));
             let filter = &mut self.sockets()?.filter;
-            hostports::insert(filter, &layout.table, &entries).map_err(kernel("insert host ports in", &layout.table))?;
+            hostports::insert(filter, &layout.table, &entries)
+                .map_err(kernel("insert host ports in", &layout.table))?;
             let udp = lease.ports.iter().filter(|port| port.protocol == Protocol::Udp);
-            self.forget(conntrack::forget_untranslated, &udp.map(|port| port.host_port).collect::<Vec<_>>());
+            self.forget(
+                conntrack::forget_untranslated,
+                &udp.map(|port| port.host_port).collect::<Vec<_>>(),
+            );
         }
         Ok(attached(attachment, &layout, &name, &ips))
     }
@@ -150,10 +169,10 @@ impl Worker {
     /// Stale UDP connections are a nuisance, not a reason to refuse a pod: a failure is only logged.
     fn forget<T>(&mut self, forget: fn(&mut Socket, &[T]) -> io::Result<()>, what: &[T]) {
         let Ok(sockets) = self.sockets() else { return };
-        if !what.is_empty() {
-            if let Err(error) = forget(&mut sockets.filter, what) {
-                tracing::debug!(%error, "could not flush connection tracking");
-            }
+        if !what.is_empty()
+            && let Err(error) = forget(&mut sockets.filter, what)
+        {
+            tracing::debug!(%error, "could not flush connection tracking");
         }
     }
 
@@ -167,13 +186,20 @@ impl Worker {
     /// The first step of DEL: no host port leads to the pod any more. What is to be done next takes the kernel
     /// milliseconds of waiting (for all readers of the link), so it can be done on another thread.
     pub fn begin_del(&mut self, id: &SandboxId) -> Result<Unlink, NetworkError> {
-        if self.leases.iter().any(|(_, lease)| lease.sandbox_id == *id && !lease.ports.is_empty()) {
+        if self
+            .leases
+            .iter()
+            .any(|(_, lease)| lease.sandbox_id == *id && !lease.ports.is_empty())
+        {
             let table = self.names().1;
             hostports::remove(&mut self.sockets()?.filter, &table, |holder| holder == id.as_str())
                 .map_err(kernel("remove host ports from", table))?;
         }
         let socket = Socket::open(Family::Route).map_err(kernel("open", "an rtnetlink socket"))?;
-        Ok(Unlink { socket, name: veth_name(id) })
+        Ok(Unlink {
+            socket,
+            name: veth_name(id),
+        })
     }
 
     /// The last step of DEL: nothing uses the addresses any more, so they are given back.
@@ -183,13 +209,21 @@ impl Worker {
         let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
         self.forget(conntrack::forget_translated, &ips);
         self.leases.release(id)?;
-        if self.leases.is_empty() { self.dismantle() } else { Ok(()) }
+        if self.leases.is_empty() {
+            self.dismantle()
+        } else {
+            Ok(())
+        }
     }
 
     /// Frees everything that no sandbox of `valid` owns.
     pub fn gc(&mut self, valid: &BTreeSet<SandboxId>) -> Result<(), NetworkError> {
-        let gone: BTreeSet<SandboxId> =
-            self.leases.iter().map(|(_, l)| l.sandbox_id.clone()).filter(|id| !valid.contains(id)).collect();
+        let gone: BTreeSet<SandboxId> = self
+            .leases
+            .iter()
+            .map(|(_, l)| l.sandbox_id.clone())
+            .filter(|id| !valid.contains(id))
+            .collect();
         for id in gone {
             tracing::info!(sandbox_id = %id, "freeing the addresses of a pod that is no more");
             self.del(&id)?;
@@ -233,12 +267,16 @@ impl Worker {
                 (self.create_bridge(&layout)?, layout)
             }
         };
-        let entries = entries(self.leases.iter());
         let filter = &mut self.sockets()?.filter;
+        forward::open(filter, &layout.bridge, &alias(&layout))
+            .map_err(kernel("open the firewall for", &layout.bridge))?;
         if !table::exists(filter, &layout.table).map_err(kernel("ask for table", &layout.table))? {
+            let entries = entries(self.leases.iter());
+            let filter = &mut self.sockets()?.filter;
             table::create(filter, &layout.table, &layout.bridge, &layout.subnets)
                 .map_err(kernel("create table", &layout.table))?;
-            hostports::insert(filter, &layout.table, &entries).map_err(kernel("insert host ports in", &layout.table))?;
+            hostports::insert(filter, &layout.table, &entries)
+                .map_err(kernel("insert host ports in", &layout.table))?;
         }
         Ok((bridge, layout))
     }
@@ -247,7 +285,9 @@ impl Worker {
     fn choose(&mut self) -> Result<Layout, NetworkError> {
         let routes = route::read(&mut self.sockets()?.route).map_err(kernel("read", "routes"))?;
         let (bridge, table) = self.config.names();
-        let subnets = self.config.choose(&self.pod_cidrs, &routes.used, self.layout.as_ref())?;
+        let subnets = self
+            .config
+            .choose(&self.pod_cidrs, &routes.used, self.layout.as_ref())?;
         let layout = Layout { bridge, table, subnets };
         if self.layout.as_ref() != Some(&layout) {
             self.file.write(&layout)?;
@@ -262,7 +302,10 @@ impl Worker {
         let bridge = Bridge {
             name,
             alias: &alias(layout),
-            mtu: route::read(route).map_err(kernel("read", "routes"))?.mtu.unwrap_or(DEFAULT_MTU),
+            mtu: route::read(route)
+                .map_err(kernel("read", "routes"))?
+                .mtu
+                .unwrap_or(DEFAULT_MTU),
             address: hardware_address(layout.subnets[0].gateway()),
             ipv6: layout.subnets.iter().any(|subnet| !subnet.is_ipv4()),
         };
@@ -276,18 +319,26 @@ impl Worker {
     }
 
     fn set_up(&mut self, bridge: &Link, layout: &Layout) -> Result<(), NetworkError> {
-        let veths: BTreeSet<String> = self.leases.iter().map(|(_, lease)| veth_name(&lease.sandbox_id)).collect();
+        let veths: BTreeSet<String> = self
+            .leases
+            .iter()
+            .map(|(_, lease)| veth_name(&lease.sandbox_id))
+            .collect();
         let name = &layout.bridge;
-        // A pod must not be able to make the host believe that it is a router (the class of CVE-2020-10749).
-        sysctl::set(&["ipv6", "conf", name, "accept_ra"], "0")?;
+        sysctl::quiet_v6(name).map_err(kernel("set up IPv6 of", name))?;
         sysctl::forward_v4()?;
         sysctl::set(&["ipv4", "conf", name, "route_localnet"], "1")?;
         if layout.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
             sysctl::forward_v6()?;
         }
         let route = &mut self.sockets()?.route;
-        let addresses = layout.subnets.iter().map(|subnet| link::address(bridge.index, subnet.gateway(), subnet));
-        route.send(&mut addresses.collect::<Vec<_>>()).map_err(kernel("give addresses to", name))?;
+        let addresses = layout
+            .subnets
+            .iter()
+            .map(|subnet| link::address(bridge.index, subnet.gateway(), subnet));
+        route
+            .send(&mut addresses.collect::<Vec<_>>())
+            .map_err(kernel("give addresses to", name))?;
         link::up(route, bridge.index).map_err(kernel("bring up", name))?;
         for veth in veths {
             link::reattach(route, &veth, bridge).map_err(kernel("reattach", veth))?;
@@ -297,8 +348,11 @@ impl Worker {
 
     /// Removes the table and the bridge: no pod is left. What this instance never made is left alone.
     fn dismantle(&mut self) -> Result<(), NetworkError> {
-        let Some(layout) = self.layout.clone() else { return Ok(()) };
+        let Some(layout) = self.layout.clone() else {
+            return Ok(());
+        };
         let Sockets { route, filter } = self.sockets()?;
+        forward::close(filter, &alias(&layout)).map_err(kernel("close the firewall for", &layout.bridge))?;
         table::remove(filter, &layout.table).map_err(kernel("remove table", &layout.table))?;
         match link::find(route, &layout.bridge).map_err(kernel("find link", &layout.bridge))? {
             Some(bridge) if is_ours(&bridge, &layout) => {
@@ -321,7 +375,10 @@ fn is_ours(bridge: &Link, layout: &Layout) -> bool {
 fn entries<'a>(leases: impl Iterator<Item = (IpAddr, &'a Lease)>) -> Vec<hostports::Entry> {
     leases
         .flat_map(|(ip, lease)| {
-            lease.ports.iter().filter_map(move |port| hostports::Entry::new(&lease.sandbox_id, ip, port))
+            lease
+                .ports
+                .iter()
+                .filter_map(move |port| hostports::Entry::new(&lease.sandbox_id, ip, port))
         })
         .collect()
 }
@@ -338,16 +395,22 @@ fn hardware_address(ip: IpAddr) -> [u8; 6] {
 
 /// Inside the pod's namespace: addresses, up, the way out.
 fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
-    // Another pod on the bridge must not be able to pose as the router. Before the link is up.
-    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{POD_LINK}/accept_ra"), "0") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    sysctl::quiet_v6(POD_LINK)?;
     let mut socket = Socket::open(Family::Route)?;
+    if ips.iter().all(|(ip, _)| ip.is_ipv4()) {
+        link::no_link_local(&mut socket, POD_LINK)?;
+    }
     let index = link::find(&mut socket, POD_LINK)?.ok_or(io::ErrorKind::NotFound)?.index;
-    socket.send(&mut ips.iter().map(|(ip, subnet)| link::address(index, *ip, subnet)).collect::<Vec<_>>())?;
+    socket.send(
+        &mut ips
+            .iter()
+            .map(|(ip, subnet)| link::address(index, *ip, subnet))
+            .collect::<Vec<_>>(),
+    )?;
     link::up(&mut socket, index)?;
-    let ways = ips.iter().map(|(_, subnet)| route::default_via(index, subnet.gateway()));
+    let ways = ips
+        .iter()
+        .map(|(_, subnet)| route::default_via(index, subnet.gateway()));
     socket.send(&mut ways.collect::<Vec<_>>()).map(drop)
 }
 
@@ -381,5 +444,8 @@ fn attached(attachment: &Attachment, layout: &Layout, veth: &str, ips: &[(IpAddr
         "routes": routes,
         "dns": {},
     });
-    Attached { ips: ips.iter().map(|(ip, _)| *ip).collect(), result }
+    Attached {
+        ips: ips.iter().map(|(ip, _)| *ip).collect(),
+        result,
+    }
 }

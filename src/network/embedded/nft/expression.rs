@@ -45,7 +45,10 @@ impl Expressions<'_> {
     /// Loads bytes of the packet.
     pub fn payload(&mut self, header: Header, offset: u32, length: u32, register: u32) -> &mut Self {
         self.push("payload", |m| {
-            m.be32(1, register).be32(2, header as u32).be32(3, offset).be32(4, length);
+            m.be32(1, register)
+                .be32(2, header as u32)
+                .be32(3, offset)
+                .be32(4, length);
         })
     }
 
@@ -64,7 +67,7 @@ impl Expressions<'_> {
     }
 
     /// Goes on if the destination is an address of this host.
-    pub fn to_this_host(&mut self) -> &mut Self {
+    pub fn destined_here(&mut self) -> &mut Self {
         self.push("fib", |m| {
             m.be32(1, R0).be32(2, ADDRESS_TYPE).be32(3, OF_DESTINATION);
         });
@@ -126,13 +129,20 @@ impl Expressions<'_> {
         let mut padded = [0; libc::IFNAMSIZ];
         padded[..name.len()].copy_from_slice(name.as_bytes());
         self.meta(key, R0);
-        if same { self.equals(R0, &padded) } else { self.differs(R0, &padded) }
+        if same {
+            self.equals(R0, &padded)
+        } else {
+            self.differs(R0, &padded)
+        }
     }
 
     /// Rewrites the destination to the address and port that `registers` hold.
     pub fn dnat(&mut self, family: u8, address: u32, port: u32) -> &mut Self {
         self.push("nat", |m| {
-            m.be32(1, libc::NFT_NAT_DNAT as u32).be32(2, u32::from(family)).be32(3, address).be32(5, port);
+            m.be32(1, libc::NFT_NAT_DNAT as u32)
+                .be32(2, u32::from(family))
+                .be32(3, address)
+                .be32(5, port);
         })
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::super::subnet::octets;
-use super::{Batch, DATA_VALUE, LIST_ELEM, NFGEN, absent_is_fine, request};
+use super::{Batch, DATA_VALUE, INET, LIST_ELEM, NFGEN, absent_is_fine, comment, commented, request};
 use crate::model::SandboxId;
 use crate::network::PortMapping;
 use crate::sys::netlink::{Attributes, CREATE, DUMP, EXCL, Message, Reply, Socket, errno};
@@ -13,8 +13,6 @@ use crate::sys::netlink::{Attributes, CREATE, DUMP, EXCL, Message, Reply, Socket
 const ELEM_KEY: u16 = 1;
 const ELEM_DATA: u16 = 2;
 const ELEM_USERDATA: u16 = 6;
-/// nft's own form of a comment: type, length, text with its NUL.
-const COMMENT: u8 = 0;
 
 /// The maps, by family and by whether the host's address matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +23,26 @@ pub struct Map {
 }
 
 pub const MAPS: [Map; 4] = [
-    Map { name: "ports4", v4: true, with_address: false },
-    Map { name: "ports4_at", v4: true, with_address: true },
-    Map { name: "ports6", v4: false, with_address: false },
-    Map { name: "ports6_at", v4: false, with_address: true },
+    Map {
+        name: "ports4",
+        v4: true,
+        with_address: false,
+    },
+    Map {
+        name: "ports4_at",
+        v4: true,
+        with_address: true,
+    },
+    Map {
+        name: "ports6",
+        v4: false,
+        with_address: false,
+    },
+    Map {
+        name: "ports6_at",
+        v4: false,
+        with_address: true,
+    },
 ];
 
 impl Map {
@@ -55,13 +69,20 @@ impl Entry {
             Some(host) if !host.is_unspecified() => Some(host),
             _ => None,
         };
-        let map = MAPS.iter().find(|map| map.v4 == ip.is_ipv4() && map.with_address == address.is_some())?;
+        let map = MAPS
+            .iter()
+            .find(|map| map.v4 == ip.is_ipv4() && map.with_address == address.is_some())?;
         let mut key = address.map(octets).unwrap_or_default();
         key.extend_from_slice(&[port.protocol.number(), 0, 0, 0]);
         key.extend_from_slice(&padded(port.host_port));
         let mut data = octets(ip);
         data.extend_from_slice(&padded(port.container_port));
-        Some(Self { map: map.name, sandbox_id: sandbox_id.as_str().to_owned(), key, data })
+        Some(Self {
+            map: map.name,
+            sandbox_id: sandbox_id.as_str().to_owned(),
+            key,
+            data,
+        })
     }
 
     fn write(&self, message: &mut Message, with_data: bool) {
@@ -73,10 +94,7 @@ impl Entry {
                 m.nest(ELEM_DATA, |m| {
                     m.attr(DATA_VALUE, &self.data);
                 });
-                let mut comment = vec![COMMENT, (self.sandbox_id.len() + 1) as u8];
-                comment.extend_from_slice(self.sandbox_id.as_bytes());
-                comment.push(0);
-                m.attr(ELEM_USERDATA, &comment);
+                m.attr(ELEM_USERDATA, &comment(&self.sandbox_id));
             }
         });
     }
@@ -101,20 +119,26 @@ pub fn remove(socket: &mut Socket, table: &str, doomed: impl Fn(&str) -> bool) -
 }
 
 fn change(socket: &mut Socket, table: &str, entries: &[Entry], message: libc::c_int, flags: u16) -> io::Result<()> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new(INET);
     for entry in entries {
         batch.add(message, flags, |m| {
-            m.text(1, table).text(2, entry.map).nest(3, |m| entry.write(m, message == libc::NFT_MSG_NEWSETELEM));
+            m.text(1, table)
+                .text(2, entry.map)
+                .nest(3, |m| entry.write(m, message == libc::NFT_MSG_NEWSETELEM));
         });
     }
-    if entries.is_empty() { Ok(()) } else { batch.commit(socket) }
+    if entries.is_empty() {
+        Ok(())
+    } else {
+        batch.commit(socket)
+    }
 }
 
 /// Every entry of every map; none if the table is gone.
 pub fn list(socket: &mut Socket, table: &str) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for map in &MAPS {
-        let mut message = request(libc::NFT_MSG_GETSETELEM, DUMP);
+        let mut message = request(INET, libc::NFT_MSG_GETSETELEM, DUMP);
         message.text(1, table).text(2, map.name);
         match socket.dump(&message) {
             Ok(replies) => replies.iter().for_each(|reply| read(map.name, reply, &mut entries)),
@@ -126,15 +150,16 @@ pub fn list(socket: &mut Socket, table: &str) -> io::Result<Vec<Entry>> {
 }
 
 fn read(map: &'static str, reply: &Reply, entries: &mut Vec<Entry>) {
-    let Some(list) = reply.attributes(NFGEN).find(3) else { return };
+    let Some(list) = reply.attributes(NFGEN).find(3) else {
+        return;
+    };
     for (_, element) in Attributes::of(list) {
         let element = Attributes::of(element);
         let value = |kind| Attributes::of(element.find(kind)?).find(DATA_VALUE).map(<[u8]>::to_vec);
-        let comment = element.find(ELEM_USERDATA).and_then(|data| data.get(2..)).unwrap_or_default();
-        let sandbox_id = comment.split(|b| *b == 0).next().unwrap_or_default();
+        let sandbox_id = commented(element.find(ELEM_USERDATA).unwrap_or_default());
         entries.push(Entry {
             map,
-            sandbox_id: String::from_utf8_lossy(sandbox_id).into_owned(),
+            sandbox_id: sandbox_id.to_owned(),
             key: value(ELEM_KEY).unwrap_or_default(),
             data: value(ELEM_DATA).unwrap_or_default(),
         });

@@ -5,7 +5,7 @@ use std::io;
 use super::super::subnet::{Subnet, octets};
 use super::expression::{Expressions, Header, R0};
 use super::hostports::{MAPS, Map};
-use super::{Batch, absent_is_fine, request};
+use super::{Batch, INET, absent_is_fine, request};
 use crate::sys::netlink::{APPEND, CREATE, EXCL, Socket, errno};
 
 const MAP_FLAG: u32 = libc::NFT_SET_MAP as u32;
@@ -30,7 +30,7 @@ const STATUS_DST_NAT: u32 = 1 << 5;
 
 /// Whether the table is there.
 pub fn exists(socket: &mut Socket, table: &str) -> io::Result<bool> {
-    let mut message = request(libc::NFT_MSG_GETTABLE, 0);
+    let mut message = request(INET, libc::NFT_MSG_GETTABLE, 0);
     message.text(1, table);
     match socket.get(message) {
         Ok(_) => Ok(true),
@@ -41,7 +41,7 @@ pub fn exists(socket: &mut Socket, table: &str) -> io::Result<bool> {
 
 /// Removes the table and all in it. Fine if there is none.
 pub fn remove(socket: &mut Socket, table: &str) -> io::Result<()> {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new(INET);
     batch.add(libc::NFT_MSG_DELTABLE, 0, |m| {
         m.text(1, table);
     });
@@ -50,7 +50,10 @@ pub fn remove(socket: &mut Socket, table: &str) -> io::Result<()> {
 
 /// Makes the table for pods of `subnets` behind `bridge`, with empty maps.
 pub fn create(socket: &mut Socket, table: &str, bridge: &str, subnets: &[Subnet]) -> io::Result<()> {
-    let mut build = Build { batch: Batch::default(), table };
+    let mut build = Build {
+        batch: Batch::new(INET),
+        table,
+    };
     build.batch.add(libc::NFT_MSG_NEWTABLE, CREATE | EXCL, |m| {
         m.text(1, table);
     });
@@ -65,7 +68,7 @@ pub fn create(socket: &mut Socket, table: &str, bridge: &str, subnets: &[Subnet]
     guard(&mut build, bridge);
     for chain in ["prerouting", "output"] {
         build.rule(chain, |e| {
-            e.to_this_host().jump(HOSTPORTS);
+            e.destined_here().jump(HOSTPORTS);
         });
     }
     for map in &MAPS {
@@ -91,12 +94,17 @@ fn guard(build: &mut Build<'_>, bridge: &str) {
     });
     build.rule("guard", |e| {
         e.family(V4).link(libc::NFT_META_IIFNAME, bridge, true);
-        e.payload(Header::Network, 16, 4, R0).mask(R0, &[255, 0, 0, 0]).equals(R0, &[127, 0, 0, 0]).drop();
+        e.payload(Header::Network, 16, 4, R0)
+            .mask(R0, &[255, 0, 0, 0])
+            .equals(R0, &[127, 0, 0, 0])
+            .drop();
     });
 }
 
 fn from_loopback<'a, 'b>(e: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
-    e.payload(Header::Network, 12, 4, R0).mask(R0, &[255, 0, 0, 0]).equals(R0, &[127, 0, 0, 0])
+    e.payload(Header::Network, 12, 4, R0)
+        .mask(R0, &[255, 0, 0, 0])
+        .equals(R0, &[127, 0, 0, 0])
 }
 
 /// Offsets of source and destination address in the header of the family.
@@ -116,7 +124,8 @@ fn translate(build: &mut Build<'_>, map: &Map) {
         } else {
             R0
         };
-        e.meta(libc::NFT_META_L4PROTO, protocol).payload(Header::Transport, 2, 2, protocol + 1);
+        e.meta(libc::NFT_META_L4PROTO, protocol)
+            .payload(Header::Transport, 2, 2, protocol + 1);
         e.lookup(map.name, R0).dnat(family, R0, R0 + length / 4);
     });
 }
@@ -134,7 +143,8 @@ fn leave(build: &mut Build<'_>, subnet: &Subnet, bridge: &str) {
 
 fn from_subnet(e: &mut Expressions<'_>, subnet: &Subnet) {
     let (family, length) = if subnet.is_ipv4() { (V4, 4) } else { (V6, 16) };
-    e.family(family).payload(Header::Network, offsets(subnet.is_ipv4()).0, length, R0);
+    e.family(family)
+        .payload(Header::Network, offsets(subnet.is_ipv4()).0, length, R0);
     e.mask(R0, &subnet.mask()).equals(R0, &octets(subnet.base()));
 }
 
@@ -147,14 +157,17 @@ fn come_back(build: &mut Build<'_>, map: &Map, subnet: &Subnet, bridge: &str) {
         from_subnet(e, subnet);
         e.link(libc::NFT_META_OIFNAME, bridge, true);
         let wanted = STATUS_DST_NAT.to_ne_bytes();
-        e.ct(libc::NFT_CT_STATUS as u32, R0).mask(R0, &wanted).equals(R0, &wanted);
+        e.ct(libc::NFT_CT_STATUS as u32, R0)
+            .mask(R0, &wanted)
+            .equals(R0, &wanted);
         let protocol = if map.with_address {
             e.ct_original(if map.v4 { CT_DST_IP } else { CT_DST_IP6 }, R0);
             R0 + length / 4
         } else {
             R0
         };
-        e.meta(libc::NFT_META_L4PROTO, protocol).ct_original(libc::NFT_CT_PROTO_DST as u32, protocol + 1);
+        e.meta(libc::NFT_META_L4PROTO, protocol)
+            .ct_original(libc::NFT_CT_PROTO_DST as u32, protocol + 1);
         e.known(map.name, R0).masquerade();
     });
 }
@@ -178,7 +191,11 @@ impl Build<'_> {
         }
         self.batch.add(libc::NFT_MSG_NEWSET, CREATE, |m| {
             m.text(1, self.table).text(2, map.name).be32(3, MAP_FLAG);
-            m.be32(4, key_type).be32(5, key_bytes).be32(6, address << 6 | TYPE_SERVICE).be32(7, length + 4).be32(10, id);
+            m.be32(4, key_type)
+                .be32(5, key_bytes)
+                .be32(6, address << 6 | TYPE_SERVICE)
+                .be32(7, length + 4)
+                .be32(10, id);
         });
     }
 
@@ -196,7 +213,9 @@ impl Build<'_> {
 
     fn rule(&mut self, chain: &str, fill: impl FnOnce(&mut Expressions<'_>)) {
         self.batch.add(libc::NFT_MSG_NEWRULE, CREATE | APPEND, |m| {
-            m.text(1, self.table).text(2, chain).nest(4, |m| fill(&mut Expressions(m)));
+            m.text(1, self.table)
+                .text(2, chain)
+                .nest(4, |m| fill(&mut Expressions(m)));
         });
     }
 }

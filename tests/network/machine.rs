@@ -12,7 +12,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crisp::model::SandboxId;
-use crisp::network::{Attached, Attachment, Dns, NetworkConfig, NetworkError, Networks, Plan, PortMapping, Protocol, netns};
+use crisp::network::{
+    Attached, Attachment, Dns, NetworkConfig, NetworkError, Networks, Plan, PortMapping, Protocol, netns,
+};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -43,8 +45,15 @@ impl Machine {
         let opened = netns::open(&host).expect("just made");
         let (host_path, neighbour_path) = (host.clone(), neighbour.clone());
         let outcome = netns::run_in(&opened, move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            let machine = Machine { dir, neighbour, runtime };
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()?;
+            let machine = Machine {
+                dir,
+                neighbour,
+                runtime,
+            };
             machine.wire();
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&machine)));
             for path in [&host_path, &neighbour_path] {
@@ -131,7 +140,8 @@ impl Machine {
     }
 
     pub fn add(&self, networks: &Networks, pod: &Pod) -> Attached {
-        self.try_add(networks, pod).unwrap_or_else(|e| panic!("ADD: {}", chain(&e)))
+        self.try_add(networks, pod)
+            .unwrap_or_else(|e| panic!("ADD: {}", chain(&e)))
     }
 
     pub fn del(&self, networks: &Networks, pod: &Pod) {
@@ -141,7 +151,9 @@ impl Machine {
 
     /// How many addresses are given to pods.
     pub fn leases(&self) -> usize {
-        std::fs::read_dir(self.run().join("network/ips")).expect("readable").count()
+        std::fs::read_dir(self.run().join("network/ips"))
+            .expect("readable")
+            .count()
     }
 
     /// Serves `text` once at the neighbour; the address of whoever asked comes out of the channel.
@@ -164,12 +176,18 @@ impl Machine {
     /// No link but the machine's own, no rule, no address.
     pub fn assert_nothing_left(&self) {
         let links = self.sh("ip -br link");
-        let ours = links.lines().filter(|line| line.contains("crs-") || line.contains("crisp") || line.contains("cni"));
+        let ours = links
+            .lines()
+            .filter(|line| line.contains("crs-") || line.contains("crisp") || line.contains("cni"));
         assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new());
         assert_eq!(self.sh("nft list ruleset"), "");
         let ips = self.run().join("network/ips");
         if ips.exists() {
-            assert_eq!(std::fs::read_dir(ips).expect("readable").count(), 0, "an address was lost");
+            assert_eq!(
+                std::fs::read_dir(ips).expect("readable").count(),
+                0,
+                "an address was lost"
+            );
         }
     }
 }
@@ -186,7 +204,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 pub fn port(protocol: Protocol, host_port: u16, container_port: u16) -> PortMapping {
-    PortMapping { protocol, container_port, host_port, host_ip: None }
+    PortMapping {
+        protocol,
+        container_port,
+        host_port,
+        host_ip: None,
+    }
 }
 
 /// Serves `text`, and the address of whoever asks, to each TCP connection to `address` of the pod.
@@ -221,6 +244,8 @@ pub fn answers(pod: &Pod, address: &str) -> Option<String> {
 /// A UDP socket inside of `netns`.
 pub fn udp(netns: &File, address: &str) -> UdpSocket {
     let socket = netns::run_in(netns, || UdpSocket::bind(address)).expect("the address is there");
-    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a deadline");
+    socket
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .expect("a deadline");
     socket
 }
