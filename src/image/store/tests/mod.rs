@@ -2,7 +2,9 @@
 
 mod faithful;
 mod hostile;
+mod images;
 mod lifecycle;
+mod merged;
 mod streams;
 mod tape;
 
@@ -36,7 +38,8 @@ impl Place {
     }
 
     fn ingest(&self, archive: &[u8]) -> Result<LayerInfo, ImageError> {
-        self.store.ingest_layer(&digest(archive), Compression::None, reader(archive), &Limits::default())
+        self.store
+            .ingest_layer(&digest(archive), Compression::None, reader(archive), &Limits::default())
     }
 
     /// Unpacks what must be good and says where it is.
@@ -52,7 +55,9 @@ impl Place {
     }
 
     fn refuse_bytes(&self, archive: &[u8], limits: &Limits) -> LayerError {
-        let result = self.store.ingest_layer(&digest(archive), Compression::None, reader(archive), limits);
+        let result = self
+            .store
+            .ingest_layer(&digest(archive), Compression::None, reader(archive), limits);
         self.assert_nothing_left();
         match result {
             Err(ImageError::Layer { source, .. }) => source,
@@ -89,8 +94,10 @@ fn reader(bytes: &[u8]) -> Box<dyn Read + Send> {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
