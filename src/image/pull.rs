@@ -168,7 +168,7 @@ impl Puller {
             Some(digest) => reference.repo_digest(digest),
             None => reference.to_string(),
         };
-        let Some(image) = self.store.snapshot().find(&name) else { return Ok(None) };
+        let Some(image) = self.store.snapshot().named(&name).cloned() else { return Ok(None) };
         let digest = match session.head().await {
             Ok(Some(digest)) => reference.repo_digest(&digest),
             Ok(None) => return Ok(None),
