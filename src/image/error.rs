@@ -2,7 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::pull::PullError;
+use super::reference::ReferenceError;
 use super::store::LayerError;
 
 /// What a caller can do about an [`ImageError`]; the API's table maps it to a gRPC code.
@@ -20,10 +23,10 @@ pub enum ErrorKind {
     Timeout,
     /// No space left, or a limit of size, entries or ratio was passed.
     Exhausted,
+    /// What was found is sound, but crisp does not take its kind.
+    Unsupported,
     /// The content is not what its digest or its format promises, or would leave its place.
     Corrupt,
-    /// The content is of a kind that we cannot use.
-    Unsupported,
     /// The host failed us.
     Internal,
 }
@@ -60,6 +63,12 @@ pub enum ImageError {
     /// A short id that several images share.
     #[error("image id {id} is ambiguous")]
     Ambiguous { id: String },
+    /// The request's reference is none.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A pull failed; others may have waited for it too.
+    #[error(transparent)]
+    Pull(#[from] Arc<PullError>),
     /// A blocking task was lost because the runtime is going down.
     #[error("{op} was interrupted")]
     Interrupted {
@@ -82,6 +91,8 @@ impl ImageError {
             Self::Config { .. } | Self::MissingLayer { .. } => ErrorKind::Corrupt,
             Self::TooManyLayers { .. } => ErrorKind::Exhausted,
             Self::Ambiguous { .. } => ErrorKind::Invalid,
+            Self::Reference(_) => ErrorKind::Invalid,
+            Self::Pull(source) => source.kind(),
             Self::Interrupted { .. } => ErrorKind::Internal,
         }
     }

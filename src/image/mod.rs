@@ -6,6 +6,7 @@ mod error;
 mod fs_info;
 mod glob;
 mod list;
+pub mod pull;
 pub mod reference;
 pub mod registry;
 mod remove;
@@ -20,6 +21,8 @@ use oci_spec::image::ImageConfiguration;
 
 pub use self::error::{ErrorKind, ImageError};
 pub use self::fs_info::FsUsage;
+pub use self::pull::{PullError, PullRequest};
+use self::registry::RegistryConfig;
 pub use self::status::Documents;
 pub use self::store::{Compression, LayerError, LayerInfo, Lease, Limits, NewImage, Store};
 use crate::model::ImageId;
@@ -35,6 +38,10 @@ pub struct ImageConfig {
     pub limits: Limits,
     /// How long layers of a pull that never ended are kept for its retry.
     pub orphan_grace: Duration,
+    /// How registries are asked.
+    pub registry: RegistryConfig,
+    /// How many layers of one pull are fetched at the same time.
+    pub layers_at_once: usize,
 }
 
 impl ImageConfig {
@@ -45,6 +52,8 @@ impl ImageConfig {
             pinned: Vec::new(),
             limits: Limits::default(),
             orphan_grace: Duration::from_secs(600),
+            registry: RegistryConfig::default(),
+            layers_at_once: 6,
         }
     }
 }
@@ -53,6 +62,7 @@ impl ImageConfig {
 pub struct Images {
     store: Arc<Store>,
     config: ImageConfig,
+    puller: Arc<pull::Puller>,
 }
 
 impl Images {
@@ -64,7 +74,8 @@ impl Images {
         let settings = config.clone();
         let store = blocking("open images", move || Store::open(&settings)).await?;
         tokio::spawn(Store::keep_swept(Arc::downgrade(&store)));
-        Ok(Arc::new(Self { store, config }))
+        let puller = pull::Puller::new(store.clone(), config.clone());
+        Ok(Arc::new(Self { store, config, puller }))
     }
 
     /// The settings it was opened with.

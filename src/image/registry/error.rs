@@ -171,7 +171,7 @@ impl RegistryError {
     }
 
     /// Whether the same host may do better a little later.
-    pub(super) fn is_transient(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Network { .. } | Self::Stalled { .. } | Self::Cut { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
@@ -181,7 +181,7 @@ impl RegistryError {
 
     /// Whether another host may have what this one has not. What is wrong with the content itself, when its digest
     /// was right, is wrong everywhere.
-    pub(super) fn is_of_the_host(&self) -> bool {
+    pub fn is_of_the_host(&self) -> bool {
         !matches!(
             self,
             Self::Json { .. } | Self::Malformed { .. } | Self::Unsupported { .. } | Self::Platform { .. }

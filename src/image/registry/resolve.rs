@@ -38,6 +38,8 @@ pub struct RemoteLayer {
     pub digest: Digest,
     /// Of the blob, in bytes.
     pub size: u64,
+    /// What its manifest says it is.
+    pub media_type: String,
     /// Of the archive within.
     pub diff_id: Digest,
 }
@@ -124,6 +126,7 @@ impl Session {
                 Ok(RemoteLayer {
                     digest: layer.digest(&manifest_digest)?,
                     size: layer.size,
+                    media_type: layer.media_type.clone(),
                     diff_id,
                 })
             })

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use super::RegistryConfig;
 use super::auth::{self, Auth, Secret};
-use super::error::RegistryError;
+use super::error::{RegistryError, shown_url};
 use super::hosts;
 use super::request::Endpoint;
 use super::transport::Transports;
@@ -99,6 +99,19 @@ pub(super) enum Capability {
 }
 
 impl Session {
+    /// Whether there are hosts to pull from beside `excluded`.
+    pub fn has_more_than(&self, excluded: &[usize]) -> bool {
+        self.rounds(Capability::Pull, excluded).is_ok()
+    }
+
+    /// The address of the host of that number, for messages.
+    pub fn host_of(&self, index: Option<usize>) -> String {
+        match index.and_then(|index| self.candidates.get(index)) {
+            Some(candidate) => shown_url(&candidate.endpoint.host.base),
+            None => self.reference.domain().to_owned(),
+        }
+    }
+
     /// The hosts to try for one thing, leaving out `excluded`.
     pub(super) fn rounds(&self, capability: Capability, excluded: &[usize]) -> Result<Rounds<'_>, RegistryError> {
         let mut order: Vec<usize> = (0..self.candidates.len())
@@ -174,7 +187,7 @@ impl<'a> Rounds<'a> {
         let source = std::error::Error::source(&error)
             .map(|source| chain(source))
             .unwrap_or_default();
-        tracing::warn!(reference = %self.session.reference, host = %super::error::shown_url(base), %error, source, "a registry host failed");
+        tracing::warn!(reference = %self.session.reference, host = %shown_url(base), %error, source, "a registry host failed");
         if error.is_transient() {
             candidate.has_failed.store(true, Ordering::Relaxed);
             self.pause = match (self.pause, error.retry_after()) {

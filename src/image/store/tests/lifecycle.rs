@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::images::{found, layer, new, put};
 use super::tape::{Tape, digest};
-use super::{Place, names, open};
+use super::{Place, names, open, wait_for_trash};
 use crate::image::{ErrorKind, ImageConfig, ImageError, ImageUser, Images};
 use crate::model::ImageId;
 
@@ -439,6 +439,7 @@ fn a_full_disk_fails_pulls_and_not_removals() {
             &super::Limits::default(),
         );
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Exhausted);
+        wait_for_trash(&dir.join("images"));
         // Now really full.
         let pulled = layer(&store, "pulled");
         let mut filler = fs::File::create(dir.join("filler")).unwrap();
@@ -458,10 +459,7 @@ fn a_full_disk_fails_pulls_and_not_removals() {
         drop(lease);
         assert_eq!(store.usage(), (0, 0));
         let images = dir.join("images");
-        let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while !names(&images.join("trash")).is_empty() && std::time::Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for_trash(&images);
         for left in ["trash", "layers", "manifests", "held"] {
             assert_eq!(names(&images.join(left)), [""; 0], "{left}");
         }

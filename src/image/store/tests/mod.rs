@@ -72,11 +72,7 @@ impl Place {
     }
 
     fn wait_for_trash(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !names(&self.path().join("trash")).is_empty() {
-            assert!(Instant::now() < deadline, "the trash stays full");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for_trash(&self.path());
     }
 
     /// Ends the store and opens it anew.
@@ -87,6 +83,15 @@ impl Place {
 
 fn open(dir: &Path) -> Arc<Store> {
     Store::open(&ImageConfig::new(dir.join("images"))).unwrap()
+}
+
+/// What is removed is unlinked in the background.
+fn wait_for_trash(images: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !names(&images.join("trash")).is_empty() {
+        assert!(Instant::now() < deadline, "the trash stays full");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 fn reader(bytes: &[u8]) -> Box<dyn Read + Send> {
