@@ -60,9 +60,9 @@ impl Puller {
                 Ok(info) => return Ok(info),
                 Err(error) => error,
             };
+            // What is corrupt although its digest is right is corrupt everywhere.
+            let is_worth_it = error.is_of_the_host && error.source.kind() == ErrorKind::Corrupt && !used.is_empty();
             excluded.append(&mut used);
-            // Corrupt as unpacked, with the right digest, it is corrupt everywhere.
-            let is_worth_it = error.is_of_the_host && error.source.kind() == ErrorKind::Corrupt;
             if !is_worth_it || !session.has_more_than(&excluded) {
                 return Err(Arc::new(error.source));
             }

@@ -268,6 +268,10 @@ impl Reader<'_> {
                 _ => {}
             }
         }
+        // Who has certificates for it means TLS, also on loopback.
+        if host.tls != Tls::default() && host.base.scheme() == "http" {
+            host.base.set_scheme("https").expect("http can become https");
+        }
         host
     }
 

@@ -50,7 +50,9 @@ impl Store {
             }
             leaning -= usize::from(meta.implicit > 0 && !meta.opaque_root);
             let diff = self.layout.layer(used.key()).join("diff");
-            below.push(&diff, meta.opaque_root).map_err(ImageError::io("open layer", &diff))?;
+            below
+                .push(&diff, meta.opaque_root)
+                .map_err(ImageError::io("open layer", &diff))?;
             result.push(used);
         }
         Ok(result)
@@ -67,9 +69,16 @@ impl Store {
         let failed = |op| ImageError::io(op, &dir);
         let implicit = LayerMeta::read_implicit(&dir).map_err(failed("read names of"))?;
         let source = File::open(dir.join("diff")).map_err(failed("open"))?.into();
-        let mut map =
-            Map { source: &source, below, implicit: implicit.iter().cloned().collect(), known: HashMap::new() };
-        let Some(key) = map.difference(&meta.diff_id, &implicit).map_err(|e| failed("compare")(e.into()))? else {
+        let mut map = Map {
+            source: &source,
+            below,
+            implicit: implicit.iter().cloned().collect(),
+            known: HashMap::new(),
+        };
+        let Some(key) = map
+            .difference(&meta.diff_id, &implicit)
+            .map_err(|e| failed("compare")(e.into()))?
+        else {
             return Ok(layer.clone());
         };
         if let Some(done) = self.has_layer(&super::digest_of(&key)) {
@@ -77,11 +86,22 @@ impl Store {
         }
         let scratch = self.layout.scratch()?;
         let root = super::ingest::new_root(&scratch)?;
-        let mut copy = Copy { map, root: &root, directories: Vec::new(), made: 1 };
-        copy.tree(b"").and_then(|()| copy.finish()).map_err(|(path, error)| ImageError::Layer {
-            diff_id: meta.diff_id.clone(),
-            source: LayerError::Io { op: "put in its place", entry: printable(&path), source: error.into() },
-        })?;
+        let mut copy = Copy {
+            map,
+            root: &root,
+            directories: Vec::new(),
+            made: 1,
+        };
+        copy.tree(b"")
+            .and_then(|()| copy.finish())
+            .map_err(|(path, error)| ImageError::Layer {
+                diff_id: meta.diff_id.clone(),
+                source: LayerError::Io {
+                    op: "put in its place",
+                    entry: printable(&path),
+                    source: error.into(),
+                },
+            })?;
         let unpacked = Unpacked {
             // Files are the source's; only directories are new.
             size_bytes: copy.made * 4096,
@@ -115,7 +135,10 @@ struct Place {
 impl Map<'_> {
     fn place(&mut self, path: &[u8]) -> rustix::io::Result<Place> {
         if path.is_empty() {
-            return Ok(Place { path: Vec::new(), merges: true });
+            return Ok(Place {
+                path: Vec::new(),
+                merges: true,
+            });
         }
         if let Some(known) = self.known.get(path) {
             return Ok(known.clone());
@@ -126,7 +149,10 @@ impl Map<'_> {
         };
         let parent = self.place(parent)?;
         let here = join(&parent.path, name);
-        let mut place = Place { path: here.clone(), merges: false };
+        let mut place = Place {
+            path: here.clone(),
+            merges: false,
+        };
         if parent.merges {
             let fresh = is_opaque(self.source, path)?;
             match self.below.find(&here)? {
@@ -178,15 +204,29 @@ fn owner(stat: &Stat) -> (u32, u32, u32) {
 }
 
 fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+    if dir.is_empty() {
+        name.to_vec()
+    } else {
+        [dir, b"/", name].concat()
+    }
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
 
 fn open(root: &OwnedFd, path: &[u8]) -> rustix::io::Result<OwnedFd> {
-    openat2(root, if path.is_empty() { b"." } else { path }, DIRECTORY, Mode::empty(), BENEATH)
+    openat2(
+        root,
+        if path.is_empty() { b"." } else { path },
+        DIRECTORY,
+        Mode::empty(),
+        BENEATH,
+    )
 }
 
 /// What failed at which path.
@@ -247,7 +287,12 @@ impl Copy<'_> {
         if path.is_empty() {
             return Ok(());
         }
-        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
+        let ends = path
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .map(|(at, _)| at)
+            .chain([path.len()]);
         for end in ends {
             let (above, name) = match path[..end].iter().rposition(|byte| *byte == b'/') {
                 Some(at) => (&path[..at], &path[at + 1..end]),
@@ -290,8 +335,17 @@ impl Copy<'_> {
 fn set(dir: &OwnedFd, stat: &Stat) -> rustix::io::Result<()> {
     fchown(dir, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
     fchmod(dir, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec.cast_signed() };
-    futimens(dir, &Timestamps { last_access: time, last_modification: time })
+    let time = Timespec {
+        tv_sec: stat.st_mtime,
+        tv_nsec: stat.st_mtime_nsec.cast_signed(),
+    };
+    futimens(
+        dir,
+        &Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+    )
 }
 
 fn copy_xattrs(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {

@@ -21,8 +21,9 @@ pub(super) enum Found {
     Other,
 }
 
-const BENEATH: ResolveFlags =
-    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
 
 impl Below {
     pub(super) fn nothing() -> Self {
@@ -46,7 +47,12 @@ impl Below {
     /// Looks a path up; symlinks are not followed, neither on the way nor at its end.
     pub(super) fn find(&self, path: &[u8]) -> rustix::io::Result<Found> {
         let mut visible: Vec<&OwnedFd> = self.0.iter().collect();
-        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
+        let ends = path
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .map(|(at, _)| at)
+            .chain([path.len()]);
         let mut found = Found::Nothing;
         for end in ends {
             let mut deeper = Vec::new();

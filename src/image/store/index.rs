@@ -23,7 +23,11 @@ impl Index {
         let names = images
             .values()
             .flat_map(|image| {
-                image.repo_tags.iter().chain(&image.repo_digests).map(move |name| (name.clone(), image.id.clone()))
+                image
+                    .repo_tags
+                    .iter()
+                    .chain(&image.repo_digests)
+                    .map(move |name| (name.clone(), image.id.clone()))
             })
             .collect();
         Self { images, names, usage }

@@ -34,11 +34,11 @@ use tokio::sync::Notify;
 
 pub use self::error::LayerError;
 pub use self::index::Index;
+use self::layout::Layout;
 pub use self::lease::Lease;
 pub use self::limits::Limits;
 pub use self::pin::LayerInfo;
 pub use self::put::NewImage;
-use self::layout::Layout;
 use self::state::State;
 use super::{Documents, Image, ImageError, glob};
 use crate::model::{ImageId, is_well_formed};
@@ -86,12 +86,18 @@ impl Store {
 
     /// The overlay lower directories of `image`, top first.
     pub fn lower_dirs(&self, image: &Image) -> Vec<PathBuf> {
-        image.lower.iter().map(|hex| self.layout.layer(hex).join("diff")).collect()
+        image
+            .lower
+            .iter()
+            .map(|hex| self.layout.layer(hex).join("diff"))
+            .collect()
     }
 
     /// Configuration and manifest of an image. `None` if it is unknown.
     pub fn documents(&self, image_id: &ImageId) -> Result<Option<Documents>, ImageError> {
-        let Some(hex) = hex_of(image_id.as_str()) else { return Ok(None) };
+        let Some(hex) = hex_of(image_id.as_str()) else {
+            return Ok(None);
+        };
         let dir = self.layout.manifest(hex);
         match record::read_documents(&dir) {
             Ok(documents) => Ok(Some(documents)),

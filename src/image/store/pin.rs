@@ -72,7 +72,10 @@ impl Store {
             diff_id: meta.diff_id.clone(),
             size_bytes: meta.size_bytes,
             inodes: meta.inodes,
-            pin: Arc::new(Pin { store: self.this.clone(), hex: hex.to_owned() }),
+            pin: Arc::new(Pin {
+                store: self.this.clone(),
+                hex: hex.to_owned(),
+            }),
         }
     }
 }

@@ -14,29 +14,80 @@ const CAPABILITY: &[u8] = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 fn owners_modes_times_and_attributes() {
     let place = Place::new();
     let tape = Tape::new()
-        .put(Spec { mode: 0o1777, mtime: 5, ..Spec::dir("tmp") })
-        .put(Spec { mode: 0o2750, uid: 10, gid: 20, mtime: 7, ..Spec::dir("setgid") })
-        .put(Spec { mode: 0o640, mtime: 1_234_567_890, ..Spec::file("setgid/f", "x") })
-        .put(Spec { mode: 0o4755, uid: 1000, gid: 1001, ..Spec::file("setuid", "x") })
-        .pax(&[("SCHILY.xattr.security.capability", CAPABILITY), ("mtime", b"3.25"), ("uid", b"3000000")])
-        .put(Spec { mode: 0o755, uid: 1, gid: 1, ..Spec::file("capable", "x") })
-        .put(Spec { uid: 5, gid: 6, mtime: 9, ..Spec::symlink("link", "/nowhere") })
-        .put(Spec { mode: 0, ..Spec::dir("closed") })
+        .put(Spec {
+            mode: 0o1777,
+            mtime: 5,
+            ..Spec::dir("tmp")
+        })
+        .put(Spec {
+            mode: 0o2750,
+            uid: 10,
+            gid: 20,
+            mtime: 7,
+            ..Spec::dir("setgid")
+        })
+        .put(Spec {
+            mode: 0o640,
+            mtime: 1_234_567_890,
+            ..Spec::file("setgid/f", "x")
+        })
+        .put(Spec {
+            mode: 0o4755,
+            uid: 1000,
+            gid: 1001,
+            ..Spec::file("setuid", "x")
+        })
+        .pax(&[
+            ("SCHILY.xattr.security.capability", CAPABILITY),
+            ("mtime", b"3.25"),
+            ("uid", b"3000000"),
+        ])
+        .put(Spec {
+            mode: 0o755,
+            uid: 1,
+            gid: 1,
+            ..Spec::file("capable", "x")
+        })
+        .put(Spec {
+            uid: 5,
+            gid: 6,
+            mtime: 9,
+            ..Spec::symlink("link", "/nowhere")
+        })
+        .put(Spec {
+            mode: 0,
+            ..Spec::dir("closed")
+        })
         .file("closed/f", "x");
     let (layer, diff) = place.unpack(tape);
     let stat = |name: &str| fs::symlink_metadata(diff.join(name)).unwrap();
     let tmp = stat("tmp");
     assert_eq!((tmp.mode() & 0o7777, tmp.mtime()), (0o1777, 5));
     let dir = stat("setgid");
-    assert_eq!((dir.mode() & 0o7777, dir.uid(), dir.gid(), dir.mtime()), (0o2750, 10, 20, 7));
+    assert_eq!(
+        (dir.mode() & 0o7777, dir.uid(), dir.gid(), dir.mtime()),
+        (0o2750, 10, 20, 7)
+    );
     // A directory's setgid bit is for those who write later.
     let file = stat("setgid/f");
-    assert_eq!((file.mode() & 0o7777, file.gid(), file.mtime()), (0o640, 0, 1_234_567_890));
+    assert_eq!(
+        (file.mode() & 0o7777, file.gid(), file.mtime()),
+        (0o640, 0, 1_234_567_890)
+    );
     let setuid = stat("setuid");
-    assert_eq!((setuid.mode() & 0o7777, setuid.uid(), setuid.gid()), (0o4755, 1000, 1001));
+    assert_eq!(
+        (setuid.mode() & 0o7777, setuid.uid(), setuid.gid()),
+        (0o4755, 1000, 1001)
+    );
     let capable = stat("capable");
-    assert_eq!((capable.uid(), capable.mtime(), capable.mtime_nsec()), (3_000_000, 3, 250_000_000));
-    assert_eq!(xattr(&diff.join("capable"), "security.capability").as_deref(), Some(CAPABILITY));
+    assert_eq!(
+        (capable.uid(), capable.mtime(), capable.mtime_nsec()),
+        (3_000_000, 3, 250_000_000)
+    );
+    assert_eq!(
+        xattr(&diff.join("capable"), "security.capability").as_deref(),
+        Some(CAPABILITY)
+    );
     let link = stat("link");
     assert_eq!((link.uid(), link.gid(), link.mtime()), (5, 6, 9));
     assert_eq!(stat("closed").mode() & 0o7777, 0);
@@ -46,18 +97,31 @@ fn owners_modes_times_and_attributes() {
 
 #[test]
 fn the_umask_of_the_daemon_does_not_matter_and_is_not_changed() {
-    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let place = Place::new();
-    let (_, diff) = place.unpack(Tape::new().put(Spec { mode: 0o666, ..Spec::file("f", "x") }));
-    assert_eq!(rustix::process::umask(before).as_raw_mode(), 0o077);
-    assert_eq!(fs::metadata(diff.join("f")).unwrap().mode() & 0o7777, 0o666);
+    // In a thread that does not share its umask with the other tests.
+    let in_own_thread = || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+        let strict = rustix::fs::Mode::from_raw_mode(0o077);
+        rustix::process::umask(strict);
+        let place = Place::new();
+        let (_, diff) = place.unpack(Tape::new().put(Spec {
+            mode: 0o666,
+            ..Spec::file("f", "x")
+        }));
+        assert_eq!(rustix::process::umask(strict), strict);
+        assert_eq!(fs::metadata(diff.join("f")).unwrap().mode() & 0o7777, 0o666);
+    };
+    std::thread::spawn(in_own_thread).join().unwrap();
 }
 
 #[test]
 fn times_before_the_epoch_and_after_2038() {
     let place = Place::new();
     let (_, diff) = place.unpack(
-        Tape::new().pax(&[("mtime", b"-2.5")]).file("old", "x").pax(&[("mtime", b"5000000000")]).file("new", "x"),
+        Tape::new()
+            .pax(&[("mtime", b"-2.5")])
+            .file("old", "x")
+            .pax(&[("mtime", b"5000000000")])
+            .file("new", "x"),
     );
     let old = fs::metadata(diff.join("old")).unwrap();
     assert_eq!((old.mtime(), old.mtime_nsec()), (-3, 500_000_000));
@@ -69,7 +133,10 @@ fn long_names_in_every_form() {
     let place = Place::new();
     let name = format!("{}/{}", "d".repeat(120), "f".repeat(200));
     let target = format!("/{}", "t".repeat(300));
-    let gnu = |kind: u8, text: &str| Spec { data: format!("{text}\0").into_bytes(), ..Spec::new(kind, "././@LongLink") };
+    let gnu = |kind: u8, text: &str| Spec {
+        data: format!("{text}\0").into_bytes(),
+        ..Spec::new(kind, "././@LongLink")
+    };
     let tape = Tape::new()
         .put(gnu(b'L', &format!("gnu/{name}")))
         .file("cut", "gnu")
@@ -85,12 +152,23 @@ fn long_names_in_every_form() {
         .file("cut", "utf8");
     let (_, diff) = place.unpack(tape.file(b"bytes\xff", "raw"));
     assert_eq!(fs::read(diff.join("gnu").join(&name)).unwrap(), b"gnu");
-    assert_eq!(fs::read_link(diff.join("gnu").join(name.clone() + "-link")).unwrap().to_str(), Some(&target[..]));
+    assert_eq!(
+        fs::read_link(diff.join("gnu").join(name.clone() + "-link"))
+            .unwrap()
+            .to_str(),
+        Some(&target[..])
+    );
     assert_eq!(fs::read(diff.join("pax").join(&name)).unwrap(), b"pax");
     assert_eq!(fs::metadata(diff.join("pax/hard")).unwrap().nlink(), 2);
-    assert_eq!(fs::read(diff.join("ustar").join("p".repeat(140)).join("f".repeat(100))).unwrap(), b"prefix");
+    assert_eq!(
+        fs::read(diff.join("ustar").join("p".repeat(140)).join("f".repeat(100))).unwrap(),
+        b"prefix"
+    );
     assert_eq!(fs::read(diff.join("n\u{e4}me\n")).unwrap(), b"utf8");
-    assert_eq!(fs::read(diff.join(Path::new(std::ffi::OsStr::from_bytes(b"bytes\xff")))).unwrap(), b"raw");
+    assert_eq!(
+        fs::read(diff.join(Path::new(std::ffi::OsStr::from_bytes(b"bytes\xff")))).unwrap(),
+        b"raw"
+    );
 }
 
 #[test]
@@ -101,15 +179,35 @@ fn old_and_odd_headers() {
         .put(v7(Spec::dir("dir/")))
         .put(v7(Spec::file("dir/f", "seven")))
         .put(Spec::file("contiguous", "x").patch(156, "7"))
-        .put(Spec { data: pax_records(&[("path", b"global")]), ..Spec::new(b'g', "pax_global_header") })
-        .put(Spec::file("binary", "").patch(124, b"\x80\0\0\0\0\0\0\0\0\0\0\0").patch(108, b"\x80\0\0\0\0\x2d\xc6\xc0"))
+        .put(Spec {
+            data: pax_records(&[("path", b"global")]),
+            ..Spec::new(b'g', "pax_global_header")
+        })
+        .put(
+            Spec::file("binary", "")
+                .patch(124, b"\x80\0\0\0\0\0\0\0\0\0\0\0")
+                .patch(108, b"\x80\0\0\0\0\x2d\xc6\xc0"),
+        )
         // Links have no data whatever their size says.
-        .put(Spec { size: Some(4096), ..Spec::hard_link("hard", "dir/f") })
+        .put(Spec {
+            size: Some(4096),
+            ..Spec::hard_link("hard", "dir/f")
+        })
         .pax(&[("size", b"3")])
-        .put(Spec { size: Some(0), ..Spec::file("pax-size", "abc") })
+        .put(Spec {
+            size: Some(0),
+            ..Spec::file("pax-size", "abc")
+        })
         .put(Spec::new(b'6', "fifo"))
-        .put(Spec { device: (1, 3), mode: 0o666, ..Spec::new(b'3', "null") })
-        .put(Spec { device: (4095, 1_048_575), ..Spec::new(b'4', "block") });
+        .put(Spec {
+            device: (1, 3),
+            mode: 0o666,
+            ..Spec::new(b'3', "null")
+        })
+        .put(Spec {
+            device: (4095, 1_048_575),
+            ..Spec::new(b'4', "block")
+        });
     let (layer, diff) = place.unpack(tape);
     assert_eq!(fs::read(diff.join("dir/f")).unwrap(), b"seven");
     assert_eq!(fs::metadata(diff.join("binary")).unwrap().uid(), 3_000_000);
@@ -119,7 +217,10 @@ fn old_and_odd_headers() {
     let kind = |name: &str| fs::symlink_metadata(diff.join(name)).unwrap();
     assert!(kind("fifo").file_type().is_fifo());
     assert!(kind("null").file_type().is_char_device());
-    assert_eq!((kind("null").rdev(), kind("null").mode() & 0o7777), (rustix::fs::makedev(1, 3), 0o666));
+    assert_eq!(
+        (kind("null").rdev(), kind("null").mode() & 0o7777),
+        (rustix::fs::makedev(1, 3), 0o666)
+    );
     assert!(kind("block").file_type().is_block_device());
     assert_eq!(kind("block").rdev(), rustix::fs::makedev(4095, 1_048_575));
     assert_eq!(layer.inodes, 9);
@@ -130,7 +231,9 @@ fn an_archive_may_end_without_its_end() {
     let place = Place::new();
     place.ingest(&Tape::new().file("a", "x").0).unwrap();
     place.ingest(&Tape::new().file("b", "x").raw(&[0; 512]).0).unwrap();
-    place.ingest(&Tape::new().file("c", "x").raw(&[0; 10240]).raw(b"whatever follows").0).unwrap();
+    place
+        .ingest(&Tape::new().file("c", "x").raw(&[0; 10240]).raw(b"whatever follows").0)
+        .unwrap();
     place.ingest(&[]).unwrap();
 }
 
@@ -148,11 +251,14 @@ fn files_with_holes_in_every_form() {
     let mut more = [0; 512];
     more[..24].copy_from_slice(&pair(3 << 20, 0));
     let map = [pair(0, 5), pair(1 << 20, 3), pair(1 << 21, 0), pair(1 << 21, 0)].concat();
-    let old = Spec { size: Some(8), ..Spec::new(b'S', "old") }
-        .patch(257, "ustar  \0")
-        .patch(386, map)
-        .patch(482, [1])
-        .patch(483, format!("{:011o}\0", 3 << 20));
+    let old = Spec {
+        size: Some(8),
+        ..Spec::new(b'S', "old")
+    }
+    .patch(257, "ustar  \0")
+    .patch(386, map)
+    .patch(482, [1])
+    .patch(483, format!("{:011o}\0", 3 << 20));
     let mut data = b"beginmid".to_vec();
     data.resize(512, 0);
     let mut with_map = format!("3\n0\n5\n{middle}\n3\n{size}\n0\n").into_bytes();
@@ -189,7 +295,10 @@ fn files_with_holes_in_every_form() {
     let (layer, diff) = place.unpack(tape);
     for name in ["old", "pax-0.0", "pax-0.1", "pax-1.0"] {
         assert!(fs::read(diff.join(name)).unwrap() == expected, "{name}");
-        assert!(fs::metadata(diff.join(name)).unwrap().blocks() * 512 < 1 << 20, "{name} has no holes");
+        assert!(
+            fs::metadata(diff.join(name)).unwrap().blocks() * 512 < 1 << 20,
+            "{name} has no holes"
+        );
     }
     assert_eq!(names(&diff), ["after", "old", "pax-0.0", "pax-0.1", "pax-1.0"]);
     assert!(layer.size_bytes < 1 << 20);
@@ -214,12 +323,18 @@ fn later_entries_replace_earlier_ones() {
         .dir("link-dir")
         .dir("kept")
         .file("kept/inside", "x")
-        .put(Spec { mode: 0o700, ..Spec::dir("kept") })
+        .put(Spec {
+            mode: 0o700,
+            ..Spec::dir("kept")
+        })
         .file("h", "x")
         .hard_link("h", "h")
         .file("other", "other")
         .hard_link("h", "other")
-        .put(Spec { device: (1, 3), ..Spec::new(b'3', "node") })
+        .put(Spec {
+            device: (1, 3),
+            ..Spec::new(b'3', "node")
+        })
         .symlink("node", "x");
     let (layer, diff) = place.unpack(tape);
     let read = |name: &str| fs::read_to_string(diff.join(name)).unwrap();
@@ -235,7 +350,10 @@ fn later_entries_replace_earlier_ones() {
     // Counted anew, without what was replaced: the root, 3 directories and 2 files in them, 5 files, 1 symlink.
     assert_eq!(layer.inodes, 12);
     // What hid a lower layer's directory still does as a directory.
-    assert_eq!(xattr(&diff.join("file-dir"), "trusted.overlay.opaque").as_deref(), Some(&b"y"[..]));
+    assert_eq!(
+        xattr(&diff.join("file-dir"), "trusted.overlay.opaque").as_deref(),
+        Some(&b"y"[..])
+    );
 }
 
 #[test]
@@ -295,19 +413,38 @@ fn gnu_tars_own_archives_come_out_the_same() {
         find . -exec touch -h -d @1234567890 {} +
     "#;
     let run = |program: &str, args: &[&str]| {
-        let done = std::process::Command::new(program).args(args).current_dir(source.path()).output().unwrap();
+        let done = std::process::Command::new(program)
+            .args(args)
+            .current_dir(source.path())
+            .output()
+            .unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         done.stdout
     };
     run("sh", &["-c", script]);
     for format in ["gnu", "pax", "posix"] {
         let place = Place::new();
-        let archive = run("tar", &["--format", format, "--sparse", "--xattrs", "--numeric-owner", "-cf", "-", "."]);
+        let archive = run(
+            "tar",
+            &[
+                "--format",
+                format,
+                "--sparse",
+                "--xattrs",
+                "--numeric-owner",
+                "-cf",
+                "-",
+                ".",
+            ],
+        );
         let layer = place.ingest(&archive).unwrap();
         let diff = place.path().join("layers").join(&layer.diff_id[7..]).join("diff");
         let list = |dir: &Path| {
             let listing = std::process::Command::new("sh")
-                .args(["-c", "find . ! -type d -printf '%p %y %m %U %G %s %n %T@ %l\n' | sort; md5sum one holes deep/*/*"])
+                .args([
+                    "-c",
+                    "find . ! -type d -printf '%p %y %m %U %G %s %n %T@ %l\n' | sort; md5sum one holes deep/*/*",
+                ])
                 .current_dir(dir)
                 .output()
                 .unwrap();

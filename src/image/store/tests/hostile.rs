@@ -25,8 +25,14 @@ fn names_that_go_up_are_refused() {
     for name in ["../x", "a/../../x", "a/..", "..", "/..", "./../x"] {
         assert_refused(Tape::new().dir("a").file(name, "x"), "contains ..");
     }
-    assert_refused(Tape::new().pax(&[("path", b"a/../../x")]).file("harmless", "x"), "contains ..");
-    let long = Spec { data: b"../../x\0".to_vec(), ..Spec::new(b'L', "././@LongLink") };
+    assert_refused(
+        Tape::new().pax(&[("path", b"a/../../x")]).file("harmless", "x"),
+        "contains ..",
+    );
+    let long = Spec {
+        data: b"../../x\0".to_vec(),
+        ..Spec::new(b'L', "././@LongLink")
+    };
     assert_refused(Tape::new().put(long).file("harmless", "x"), "contains ..");
 }
 
@@ -76,7 +82,10 @@ fn a_directory_that_becomes_a_symlink_is_not_followed_by_what_comes_later() {
         .file("d/before", "x")
         .symlink("d", outside.path().to_str().unwrap())
         .file("d/after", "x")
-        .put(Spec { mode: 0o777, ..Spec::dir("d2") });
+        .put(Spec {
+            mode: 0o777,
+            ..Spec::dir("d2")
+        });
     let (_, diff) = place.unpack(tape);
     assert_eq!(names(outside.path()), [""; 0]);
     assert!(diff.join("d").is_symlink());
@@ -85,7 +94,10 @@ fn a_directory_that_becomes_a_symlink_is_not_followed_by_what_comes_later() {
 
 #[test]
 fn loops_of_symlinks_are_refused() {
-    assert_refused(Tape::new().symlink("a", "b").symlink("b", "a").file("a/x", "x"), "too many symlinks");
+    assert_refused(
+        Tape::new().symlink("a", "b").symlink("b", "a").file("a/x", "x"),
+        "too many symlinks",
+    );
 }
 
 #[test]
@@ -97,11 +109,16 @@ fn hard_links_that_leave_the_layer_are_refused() {
     // Through a symlink, absolute or upwards: the target is looked for inside the layer, where it is not.
     let tape = Tape::new().symlink("s", "/etc").hard_link("x", "s/passwd");
     assert_refused(tape, "not in this layer");
-    let tape = Tape::new().symlink("up", "../../../../../../..").hard_link("x", "up/etc/passwd");
+    let tape = Tape::new()
+        .symlink("up", "../../../../../../..")
+        .hard_link("x", "up/etc/passwd");
     assert_refused(tape, "not in this layer");
     assert_refused(Tape::new().dir("d").hard_link("x", "d"), "to a directory");
     assert_refused(Tape::new().hard_link("x", "/"), "to the root");
-    assert_refused(Tape::new().file(".wh.gone", "").hard_link("x", "gone"), "not in this layer");
+    assert_refused(
+        Tape::new().file(".wh.gone", "").hard_link("x", "gone"),
+        "not in this layer",
+    );
 }
 
 #[test]
@@ -127,7 +144,10 @@ fn devices_that_would_be_whiteouts_and_unknown_types_are_refused() {
         assert_refused(Tape::new().put(Spec::new(kind, "x")), "unknown type");
     }
     assert_malformed(
-        Tape::new().put(Spec { device: (0o10_000, 0), ..Spec::new(b'3', "dev") }),
+        Tape::new().put(Spec {
+            device: (0o10_000, 0),
+            ..Spec::new(b'3', "dev")
+        }),
         "device number is out of range",
     );
 }
@@ -163,14 +183,20 @@ fn attributes_for_overlayfs_are_left_out() {
 #[test]
 fn names_that_no_system_can_have_are_refused() {
     let long = "n".repeat(256);
-    assert_refused(Tape::new().pax(&[("path", long.as_bytes())]).file("x", "x"), "name is too long");
+    assert_refused(
+        Tape::new().pax(&[("path", long.as_bytes())]).file("x", "x"),
+        "name is too long",
+    );
     let deep = "d/".repeat(257);
     assert_refused(Tape::new().pax(&[("path", deep.as_bytes())]).file("x", "x"), "too deep");
     let long = "dir/".repeat(1100);
     assert_refused(Tape::new().pax(&[("path", long.as_bytes())]).file("x", "x"), "too long");
     assert_refused(Tape::new().symlink("s", ""), "symlink target");
     let target = "t".repeat(4096);
-    assert_refused(Tape::new().pax(&[("linkpath", target.as_bytes())]).symlink("s", "t"), "symlink target");
+    assert_refused(
+        Tape::new().pax(&[("linkpath", target.as_bytes())]).symlink("s", "t"),
+        "symlink target",
+    );
     assert_malformed(Tape::new().pax(&[("path", b"a\0b")]).file("x", "x"), "contains NUL");
 }
 
@@ -191,19 +217,43 @@ fn symlinks_do_not_make_trees_deeper_than_names_may() {
 #[test]
 fn numbers_that_lie_are_refused() {
     let negative = [0xff_u8; 12];
-    assert_malformed(Tape::new().put(Spec::file("x", "").patch(124, negative)), "size is negative");
+    assert_malformed(
+        Tape::new().put(Spec::file("x", "").patch(124, negative)),
+        "size is negative",
+    );
     let huge = [0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
     assert_malformed(Tape::new().put(Spec::file("x", "").patch(124, huge)), "too big");
-    assert_malformed(Tape::new().put(Spec::file("x", "").patch(124, b"-0000000001\0")), "not octal");
-    assert_malformed(Tape::new().put(Spec::file("x", "").patch(108, [0xff; 8])), "owner is out of range");
-    assert_malformed(Tape::new().pax(&[("uid", b"4294967295")]).file("x", ""), "owner is out of range");
-    assert_malformed(Tape::new().pax(&[("gid", b"-1")]).file("x", ""), "owner is out of range");
+    assert_malformed(
+        Tape::new().put(Spec::file("x", "").patch(124, b"-0000000001\0")),
+        "not octal",
+    );
+    assert_malformed(
+        Tape::new().put(Spec::file("x", "").patch(108, [0xff; 8])),
+        "owner is out of range",
+    );
+    assert_malformed(
+        Tape::new().pax(&[("uid", b"4294967295")]).file("x", ""),
+        "owner is out of range",
+    );
+    assert_malformed(
+        Tape::new().pax(&[("gid", b"-1")]).file("x", ""),
+        "owner is out of range",
+    );
     assert_malformed(Tape::new().pax(&[("size", b"-1")]).file("x", ""), "malformed");
-    assert_malformed(Tape::new().pax(&[("size", b"99999999999999999999")]).file("x", ""), "too big");
+    assert_malformed(
+        Tape::new().pax(&[("size", b"99999999999999999999")]).file("x", ""),
+        "too big",
+    );
     assert_malformed(Tape::new().pax(&[("mtime", b"soon")]).file("x", ""), "malformed");
-    let huge_extension = Spec { size: Some(1 << 40), ..Spec::new(b'x', "PaxHeaders/x") };
+    let huge_extension = Spec {
+        size: Some(1 << 40),
+        ..Spec::new(b'x', "PaxHeaders/x")
+    };
     assert_malformed(Tape::new().put(huge_extension), "too big");
-    let huge_name = Spec { size: Some(1 << 40), ..Spec::new(b'L', "././@LongLink") };
+    let huge_name = Spec {
+        size: Some(1 << 40),
+        ..Spec::new(b'L', "././@LongLink")
+    };
     assert_malformed(Tape::new().put(huge_name), "too big");
 }
 
@@ -219,14 +269,19 @@ fn a_wrong_checksum_and_what_is_no_archive_are_refused() {
 #[test]
 fn sparse_maps_that_lie_are_refused() {
     let sparse = |map: &[u8], size: &[u8]| {
-        Tape::new().pax(&[("GNU.sparse.size", size), ("GNU.sparse.map", map)]).file("s", "abc")
+        Tape::new()
+            .pax(&[("GNU.sparse.size", size), ("GNU.sparse.map", map)])
+            .file("s", "abc")
     };
     assert_malformed(sparse(b"0,3", b"2"), "past the end");
     assert_malformed(sparse(b"0,2", b"100"), "disagree");
     assert_malformed(sparse(b"10,2,5,1", b"100"), "backwards");
     assert_malformed(sparse(b"10", b"100"), "without a length");
-    let keys: &[(&str, &[u8])] =
-        &[("GNU.sparse.major", b"1"), ("GNU.sparse.minor", b"0"), ("GNU.sparse.realsize", b"9")];
+    let keys: &[(&str, &[u8])] = &[
+        ("GNU.sparse.major", b"1"),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.realsize", b"9"),
+    ];
     assert_malformed(Tape::new().pax(keys).file("s", "x".repeat(512)), "map is malformed");
     assert_malformed(Tape::new().pax(keys).file("s", "1\n"), "cut off");
     let mut long = b"99999999\n".to_vec();
@@ -236,43 +291,104 @@ fn sparse_maps_that_lie_are_refused() {
 
 #[test]
 fn limits_hold() {
-    let files = (0..20).fold(Tape::new(), |tape, n| tape.file(format!("f{n}"), "x")).end();
-    let limits = Limits { entries: 10, ..Limits::default() };
-    assert!(matches!(Place::new().refuse_bytes(&files, &limits), LayerError::Limit { what: "entries", limit: 10 }));
-    let limits = Limits { layer_bytes: 4096, ..Limits::default() };
-    assert!(matches!(Place::new().refuse_bytes(&files, &limits), LayerError::Limit { what: "bytes", limit: 4096 }));
+    let files = (0..20)
+        .fold(Tape::new(), |tape, n| tape.file(format!("f{n}"), "x"))
+        .end();
+    let limits = Limits {
+        entries: 10,
+        ..Limits::default()
+    };
+    assert!(matches!(
+        Place::new().refuse_bytes(&files, &limits),
+        LayerError::Limit {
+            what: "entries",
+            limit: 10
+        }
+    ));
+    let limits = Limits {
+        layer_bytes: 4096,
+        ..Limits::default()
+    };
+    assert!(matches!(
+        Place::new().refuse_bytes(&files, &limits),
+        LayerError::Limit {
+            what: "bytes",
+            limit: 4096
+        }
+    ));
 
     // Entries that make nothing new count, too: here extended headers only.
-    let headers = (0..60).fold(Tape::new(), |tape, _| tape.pax(&[("comment", b"x")])).end();
-    let limits = Limits { entries: 10, ..Limits::default() };
-    assert!(matches!(Place::new().refuse_bytes(&headers, &limits), LayerError::Malformed { .. }));
+    let headers = (0..60)
+        .fold(Tape::new(), |tape, _| tape.pax(&[("comment", b"x")]))
+        .end();
+    let limits = Limits {
+        entries: 10,
+        ..Limits::default()
+    };
+    assert!(matches!(
+        Place::new().refuse_bytes(&headers, &limits),
+        LayerError::Malformed { .. }
+    ));
 
     let big = Tape::new().file("big", "x".repeat(5000)).end();
-    let limits = Limits { file_bytes: 4999, ..Limits::default() };
-    assert!(matches!(Place::new().refuse_bytes(&big, &limits), LayerError::Limit { what: "bytes in one file", .. }));
-    let holes = Tape::new().pax(&[("GNU.sparse.size", b"1000000"), ("GNU.sparse.map", b"0,1")]).file("s", "x").end();
+    let limits = Limits {
+        file_bytes: 4999,
+        ..Limits::default()
+    };
+    assert!(matches!(
+        Place::new().refuse_bytes(&big, &limits),
+        LayerError::Limit {
+            what: "bytes in one file",
+            ..
+        }
+    ));
+    let holes = Tape::new()
+        .pax(&[("GNU.sparse.size", b"1000000"), ("GNU.sparse.map", b"0,1")])
+        .file("s", "x")
+        .end();
     let error = Place::new().refuse_bytes(&holes, &limits);
-    assert!(matches!(error, LayerError::Limit { what: "bytes in one file", .. }));
+    assert!(matches!(
+        error,
+        LayerError::Limit {
+            what: "bytes in one file",
+            ..
+        }
+    ));
     assert_eq!(error.kind(), ErrorKind::Exhausted);
 }
 
 #[test]
 fn bombs_are_stopped_by_their_ratio() {
     let archive = Tape::new().file("zeros", vec![0; 32 << 20]).end();
-    let limits = Limits { ratio: 100, ratio_from_bytes: 1 << 20, ..Limits::default() };
+    let limits = Limits {
+        ratio: 100,
+        ratio_from_bytes: 1 << 20,
+        ..Limits::default()
+    };
     for (compression, bytes) in [(Compression::Gzip, gzip(&archive)), (Compression::Zstd, zstd(&archive))] {
         let place = Place::new();
-        let result = place.store.ingest_layer(&digest(&archive), compression, reader(&bytes), &limits);
+        let result = place
+            .store
+            .ingest_layer(&digest(&archive), compression, reader(&bytes), &limits);
         place.assert_nothing_left();
         assert!(
             matches!(
                 result,
-                Err(ImageError::Layer { source: LayerError::Limit { what: "bytes per compressed byte", .. }, .. })
+                Err(ImageError::Layer {
+                    source: LayerError::Limit {
+                        what: "bytes per compressed byte",
+                        ..
+                    },
+                    ..
+                })
             ),
             "{result:?}"
         );
         // Below the size from which the ratio counts it is a layer as any other.
-        place.store.ingest_layer(&digest(&archive), compression, reader(&bytes), &Limits::default()).unwrap();
+        place
+            .store
+            .ingest_layer(&digest(&archive), compression, reader(&bytes), &Limits::default())
+            .unwrap();
     }
 }
 

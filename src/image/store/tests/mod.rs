@@ -2,7 +2,9 @@
 
 mod faithful;
 mod hostile;
+mod images;
 mod lifecycle;
+mod merged;
 mod streams;
 mod tape;
 
@@ -36,7 +38,8 @@ impl Place {
     }
 
     fn ingest(&self, archive: &[u8]) -> Result<LayerInfo, ImageError> {
-        self.store.ingest_layer(&digest(archive), Compression::None, reader(archive), &Limits::default())
+        self.store
+            .ingest_layer(&digest(archive), Compression::None, reader(archive), &Limits::default())
     }
 
     /// Unpacks what must be good and says where it is.
@@ -52,7 +55,9 @@ impl Place {
     }
 
     fn refuse_bytes(&self, archive: &[u8], limits: &Limits) -> LayerError {
-        let result = self.store.ingest_layer(&digest(archive), Compression::None, reader(archive), limits);
+        let result = self
+            .store
+            .ingest_layer(&digest(archive), Compression::None, reader(archive), limits);
         self.assert_nothing_left();
         match result {
             Err(ImageError::Layer { source, .. }) => source,
@@ -67,11 +72,7 @@ impl Place {
     }
 
     fn wait_for_trash(&self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while !names(&self.path().join("trash")).is_empty() {
-            assert!(Instant::now() < deadline, "the trash stays full");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait_for_trash(&self.path());
     }
 
     /// Ends the store and opens it anew.
@@ -84,13 +85,24 @@ fn open(dir: &Path) -> Arc<Store> {
     Store::open(&ImageConfig::new(dir.join("images"))).unwrap()
 }
 
+/// What is removed is unlinked in the background.
+fn wait_for_trash(images: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !names(&images.join("trash")).is_empty() {
+        assert!(Instant::now() < deadline, "the trash stays full");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 fn reader(bytes: &[u8]) -> Box<dyn Read + Send> {
     Box::new(Cursor::new(bytes.to_vec()))
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }

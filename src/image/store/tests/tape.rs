@@ -40,7 +40,10 @@ impl Spec {
     }
 
     pub fn file(name: impl AsRef<[u8]>, data: impl AsRef<[u8]>) -> Self {
-        Self { data: data.as_ref().to_vec(), ..Self::new(b'0', name) }
+        Self {
+            data: data.as_ref().to_vec(),
+            ..Self::new(b'0', name)
+        }
     }
 
     pub fn dir(name: impl AsRef<[u8]>) -> Self {
@@ -48,11 +51,17 @@ impl Spec {
     }
 
     pub fn symlink(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
-        Self { link: target.as_ref().to_vec(), ..Self::new(b'2', name) }
+        Self {
+            link: target.as_ref().to_vec(),
+            ..Self::new(b'2', name)
+        }
     }
 
     pub fn hard_link(name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Self {
-        Self { link: target.as_ref().to_vec(), ..Self::new(b'1', name) }
+        Self {
+            link: target.as_ref().to_vec(),
+            ..Self::new(b'1', name)
+        }
     }
 
     pub fn patch(mut self, at: usize, bytes: impl AsRef<[u8]>) -> Self {
@@ -67,7 +76,10 @@ impl Spec {
         put(100, format!("{:07o}\0", self.mode).as_bytes());
         put(108, format!("{:07o}\0", self.uid).as_bytes());
         put(116, format!("{:07o}\0", self.gid).as_bytes());
-        put(124, format!("{:011o}\0", self.size.unwrap_or(self.data.len() as u64)).as_bytes());
+        put(
+            124,
+            format!("{:011o}\0", self.size.unwrap_or(self.data.len() as u64)).as_bytes(),
+        );
         put(136, format!("{:011o}\0", self.mtime).as_bytes());
         put(156, &[self.kind]);
         put(157, &self.link[..self.link.len().min(100)]);
@@ -118,7 +130,10 @@ impl Tape {
 
     /// An extended header for the next entry.
     pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
-        self.put(Spec { data: pax_records(records), ..Spec::new(b'x', "PaxHeaders/x") })
+        self.put(Spec {
+            data: pax_records(records),
+            ..Spec::new(b'x', "PaxHeaders/x")
+        })
     }
 
     /// Bytes as they are.
