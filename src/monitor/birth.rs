@@ -82,6 +82,23 @@ impl Birth {
         }
     }
 
+    /// What has become of it, now that its process has ended. Others on the way may still hold the line, so there may be no
+    /// end of it; but a process that was not executed said why, before it ended.
+    pub fn conclude(&mut self) -> Progress {
+        loop {
+            match self.hear() {
+                Progress::Made => {}
+                Progress::Nothing => {
+                    return match self.refusal.take() {
+                        Some(refusal) => Progress::Failed(self.failure(Some(refusal))),
+                        None => Progress::Executing,
+                    };
+                }
+                other => return other,
+            }
+        }
+    }
+
     fn failure(&mut self, refusal: Option<(Refusal, String)>) -> Failure {
         let (kind, mut why) = refusal.unwrap_or_else(|| {
             (

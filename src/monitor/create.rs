@@ -190,25 +190,31 @@ impl Monitor {
                 }
                 self.adopt_stray(process.pid);
             }
-            Progress::Executing => {
-                self.wire.ignore(&birth.line);
-                if let Some(reply) = birth.reply.take() {
-                    self.wire.answer(reply, Answer::Done(Empty {}), Vec::new());
-                }
-                container.state = State::Running;
-                self.rest();
-            }
-            Progress::Failed(failure) => {
-                self.wire.ignore(&birth.line);
-                if let Some(reply) = birth.reply.take() {
-                    self.wire.answer(reply, Answer::Failure(failure), Vec::new());
-                }
-                // One that was made has a process, whose end is the reaper's to tell.
-                if matches!(container.state, State::Making(_)) {
-                    self.containers.swap_remove(at);
-                }
-            }
+            done => self.container_done(at, done),
         }
+    }
+
+    /// The birth of container number `at` is over.
+    pub fn container_done(&mut self, at: usize, progress: Progress) {
+        let container = &mut self.containers[at];
+        let Some(birth) = container.birth() else { return };
+        self.wire.ignore(&birth.line);
+        let reply = birth.reply.take();
+        let answer = match progress {
+            Progress::Failed(failure) => Answer::Failure(failure),
+            _ => {
+                container.state = State::Running;
+                Answer::Done(Empty {})
+            }
+        };
+        // One that was made has a process, whose end is the reaper's to tell.
+        if matches!(container.state, State::Making(_)) {
+            self.containers.swap_remove(at);
+        }
+        if let Some(reply) = reply {
+            self.wire.answer(reply, answer, Vec::new());
+        }
+        self.rest();
     }
 }
 

@@ -127,23 +127,29 @@ impl Monitor {
                 self.exec_born(at);
                 self.adopt_stray(process.pid);
             }
-            Progress::Executing => {
-                self.wire.ignore(&birth.line);
-                let (reply, terminal, process) = (birth.reply.take(), birth.terminal.take(), birth.process);
-                exec.birth = None;
-                if let (Some(reply), Some(process)) = (reply, process) {
-                    self.wire
-                        .answer(reply, Answer::Process(process), terminal.into_iter().collect());
-                }
-            }
-            Progress::Failed(failure) => {
-                self.wire.ignore(&birth.line);
-                if let Some(reply) = birth.reply.take() {
-                    self.wire.answer(reply, Answer::Failure(failure), Vec::new());
-                }
+            done => self.exec_done(at, done),
+        }
+    }
+
+    /// The birth of exec number `at` is over.
+    pub fn exec_done(&mut self, at: usize, progress: Progress) {
+        let exec = &mut self.execs[at];
+        let Some(mut birth) = exec.birth.take() else { return };
+        self.wire.ignore(&birth.line);
+        let terminal = birth.terminal.take();
+        match (progress, birth.reply, birth.process) {
+            (Progress::Failed(failure), reply, _) => {
                 // Its end, if it has a process, is of no interest: it was never started for the daemon.
                 self.execs.swap_remove(at);
+                if let Some(reply) = reply {
+                    self.wire.answer(reply, Answer::Failure(failure), Vec::new());
+                }
             }
+            (_, Some(reply), Some(process)) => {
+                self.wire
+                    .answer(reply, Answer::Process(process), terminal.into_iter().collect());
+            }
+            _ => {}
         }
     }
 }

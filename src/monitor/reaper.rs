@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 
+use super::birth::Birth;
 use super::container::State;
 use super::protocol::{Answer, EXITS, Empty, ExecExited, Exit, Exited, Saying};
 use super::sandbox::Sandbox;
@@ -80,10 +81,11 @@ impl Monitor {
     }
 
     fn container_over(&mut self, at: usize, mut exit: Exit) {
-        // The line may hold why its program was not executed, or that it was.
-        let was_starting = matches!(self.containers[at].state, State::Starting(_) | State::Created(_));
-        if was_starting {
-            self.container_born(at);
+        // The line may hold why its program was not executed. One that never got the word has nobody waiting.
+        if matches!(self.containers[at].state, State::Starting(_))
+            && let Some(progress) = self.containers[at].birth().map(Birth::conclude)
+        {
+            self.container_done(at, progress);
         }
         let epoll = self.wire.epoll();
         let container = &mut self.containers[at];
@@ -93,14 +95,7 @@ impl Monitor {
         exit.oom_killed = (killed || says_killed) && container.oom.take().is_some_and(|watch| watch.rose());
         container.pidfd = None;
         container.stdin = None;
-        let before = std::mem::replace(&mut container.state, State::Exited(exit));
-        if let State::Created(birth) | State::Starting(birth) = before
-            && let Some(reply) = birth.reply
-        {
-            let why = "the process died before its program was executed";
-            let failure = super::birth::failure(super::protocol::FailureKind::Failed, why);
-            self.wire.answer(reply, Answer::Failure(failure), Vec::new());
-        }
+        container.state = State::Exited(exit);
         let container_id = container.id.clone();
         if let Err(e) = self.record(&container_id, exit) {
             // The snapshot has it, and so does the event; only a monitor that dies next takes it along.
@@ -111,8 +106,8 @@ impl Monitor {
 
     fn exec_over(&mut self, at: usize, exit: Exit) {
         let (key, exec_id) = (self.execs[at].key, self.execs[at].exec_id);
-        if self.execs[at].birth.is_some() {
-            self.exec_born(at);
+        if let Some(progress) = self.execs[at].birth.as_mut().map(Birth::conclude) {
+            self.exec_done(at, progress);
         }
         // A failed one is gone from the list, and its failure is its answer.
         if let Some(at) = self.execs.iter().position(|exec| exec.key == key) {
