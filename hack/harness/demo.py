@@ -106,8 +106,8 @@ class Demo:
             conditions = {condition["type"]: condition["status"] for condition in self.crictl.json("info")["status"]["conditions"]}
             step.note(f"network: {network}; {self.crictl('version').splitlines()[1]}")
             expect(conditions.get("RuntimeReady") and conditions.get("NetworkReady"), f"not ready: {conditions}")
-        # Stores that stay: images, and what containerd keeps in its database.
-        self.ignored = ("lib/images",) if kind is Crisp else ("lib", "cni", "run")
+        # What stays: images, the subnet that the instance has chosen, and what containerd keeps in its database.
+        self.ignored = ("lib/images", "run/network/subnet") if kind is Crisp else ("lib", "cni", "run")
         self.configs = pods.Configs(self.directory / "configs", self.directory / "logs", self.cgroup_parent)
 
     def image_sets(self):

@@ -32,12 +32,13 @@ def _rules(netns):
 
 
 def _files(directory, ignored):
-    """Names below `directory`, as paths relative to it; not those below the `ignored` ones."""
+    """Names below `directory`, as paths relative to it; not the `ignored` ones, nor those below them."""
     found = set()
     for path, directories, files in os.walk(directory):
         relative = os.path.relpath(path, directory)
-        directories[:] = [name for name in directories if os.path.normpath(os.path.join(relative, name)) not in ignored]
-        found.update(os.path.normpath(os.path.join(relative, name)) for name in directories + files)
+        kept = lambda name: os.path.normpath(os.path.join(relative, name)) not in ignored
+        directories[:] = filter(kept, directories)
+        found.update(os.path.normpath(os.path.join(relative, name)) for name in directories + list(filter(kept, files)))
     return found
 
 
