@@ -32,13 +32,12 @@ def _rules(netns):
 
 
 def _files(directory, ignored):
-    """Names below `directory`, as paths relative to it; not the `ignored` ones, nor those below them."""
+    """Names below `directory`, as paths relative to it; not those below the `ignored` ones."""
     found = set()
     for path, directories, files in os.walk(directory):
         relative = os.path.relpath(path, directory)
-        kept = lambda name: os.path.normpath(os.path.join(relative, name)) not in ignored
-        directories[:] = filter(kept, directories)
-        found.update(os.path.normpath(os.path.join(relative, name)) for name in directories + list(filter(kept, files)))
+        directories[:] = [name for name in directories if os.path.normpath(os.path.join(relative, name)) not in ignored]
+        found.update(os.path.normpath(os.path.join(relative, name)) for name in directories + files)
     return found
 
 
@@ -72,11 +71,11 @@ class Snapshot:
         self.open_files = _open_files(runtime.daemon_pid())
 
 
-def left_over(before, after, runtime):
-    """Lines that say what is there now and was not there before."""
+def left_over(before, after, runtime, lasting):
+    """Lines that say what is there now and was not there before; files named in `lasting` may be."""
     found = []
     for kind, now in after.kinds.items():
-        for item in sorted(now - before.kinds[kind]):
+        for item in sorted(now - before.kinds[kind] - (lasting if kind == "file" else set())):
             if runtime.network == "cni" and (kind == "link" and item == _PLUGINS_LEAVE_LINK or kind == "nft rule" and _of_plugins(item)):
                 continue
             found.append(f"{kind}: {item}")
