@@ -12,7 +12,7 @@ import sys
 import time
 
 from fixtures.pin import pin
-from harness import paths, process, registry, specs, tools
+from harness import owner, paths, process, registry, specs, tools
 from harness.containerd import Containerd
 from harness.crisp import Crisp
 from harness.netns import Netns
@@ -146,6 +146,7 @@ def run(args, undo):
 def main():
     try:
         with Undo() as undo:
+            undo.push("the owner of target", owner.give_back)
             return 0 if run(arguments(), undo) else 1
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}", file=sys.stderr)

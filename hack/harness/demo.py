@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from harness import cgroups, leaks, netns, paths, pods, process, registry, tools
+from harness import cgroups, leaks, netns, owner, paths, pods, process, registry, tools
 from harness.containerd import Containerd
 from harness.crisp import Crisp
 from harness.crictl import CrictlError
@@ -316,6 +316,7 @@ def main():
     screen = Screen()
     try:
         with Undo() as undo:
+            undo.push("the owner of target", owner.give_back)
             Demo(args, undo, screen).play()
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}; everything is cleaned up", file=sys.stderr)

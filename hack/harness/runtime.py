@@ -41,9 +41,10 @@ class Runtime:
     def argv(self):
         raise NotImplementedError
 
-    def start(self):
+    def start(self, wait=True):
         self.daemon = Daemon([*self.netns.prefix, *self.argv()], self.log, setup=self.group.enter)
-        self.daemon.wait_until(self._serves)
+        if wait:
+            self.daemon.wait_until(self._serves)
 
     def stop(self, **how):
         return self.daemon.stop(**how)
