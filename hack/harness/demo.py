@@ -15,7 +15,6 @@ import time
 from harness import cgroups, leaks, netns, owner, paths, pods, process, registry, tools
 from harness.containerd import Containerd
 from harness.crisp import Crisp
-from harness.crictl import CrictlError
 from harness.screen import Screen, StepFailed, eventually, expect, expect_equal
 from harness.undo import Interrupted, Undo
 
@@ -325,7 +324,7 @@ def main():
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}; everything is cleaned up", file=sys.stderr)
         return 130
-    except (StepFailed, CrictlError, process.ProcessError) as failed:
+    except (StepFailed, process.ProcessError, tools.ToolError) as failed:
         print(f"\nthe demo FAILED after {screen.done} steps: {failed}", file=sys.stderr)
         return 1
     print(f"\nall {screen.done} steps as they should be, in {time.monotonic() - screen.began:.1f} s")
