@@ -6,6 +6,7 @@ Every selected spec must pass, at the first attempt; what is left out stands in 
 import argparse
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def run_once(suite, chosen, endpoint, prefix, args, log):
     outcomes = [outcome for outcome in outcomes if outcome.state != "skipped" or outcome.name in chosen]
     for outcome in outcomes:
         if outcome.state != "passed":
-            message = " ".join(outcome.message.split())
+            message = " ".join(re.sub(r"<\*status\.Error.*?>: (.*?)\{ s: \{.*", r"\1", outcome.message, flags=re.S).split())
             print(f"  {outcome.state.upper()} {outcome.name}\n        {outcome.place}: {message[:400]}", flush=True)
     for name in sorted(set(chosen) - {outcome.name for outcome in outcomes}):
         print(f"  NOT RUN {name}", flush=True)

@@ -30,6 +30,15 @@ def arguments():
     return parser.parse_args()
 
 
+def _progress(log):
+    """What the daemon's log says of a pull, less the time and where it was said."""
+    for line in log:
+        said = re.search(r"image::pull\S*: (.*?)(?: reference=\S+)?((?: \w+=\S+)*)$", line.rstrip())
+        if said:
+            figures = re.findall(r" ((?:digest|layer|layers|bytes|total_bytes|received_bytes|seconds)=\S{1,19})", said[2])
+            yield " ".join([said[1], *figures])
+
+
 class Demo:
     def __init__(self, args, undo, screen):
         self.args, self.undo, self.screen = args, undo, screen
@@ -126,7 +135,7 @@ class Demo:
                 self.crictl("pull", pods.image(name))
                 with open(self.runtime.log, errors="replace") as log:
                     log.seek(began)
-                    step.note("".join(line for line in log if "pull" in line.lower()).strip())
+                    step.note("\n".join(_progress(log)))
         with self.screen.step("the list of images has them, each with its digest") as step:
             listed = {tag: image for image in self.crictl.json("images", "-o", "json")["images"] for tag in image["repoTags"]}
             for name in ("kubia", "nginx", "toolbox"):
