@@ -139,7 +139,7 @@ def run(args, undo):
               f"{time.monotonic() - began:.0f} s ({log})", flush=True)
         passed = passed and good == len(chosen) and all(outcome.state == "passed" for outcome in outcomes)
         if runtime and not runtime.daemon.alive():
-            print(f"the daemon ended in the middle:\n{runtime.daemon.tail()}")
+            print(f"the daemon ended in the middle, with {runtime.stop()}:\n{runtime.daemon.tail()}")
             return False
     return passed
 

@@ -19,7 +19,7 @@ class Runtime:
 
     def __init__(self, directory, netns, undo, network="cni", mirrors=None, group=None):
         if group is None:
-            group = cgroups.Group(f"crisp-hack/{directory.name}", undo)
+            group = cgroups.Group(f"crisp-hack/{directory.parent.name}", undo)
         self.directory, self.netns, self.network, self.mirrors, self.group = directory, netns, network, mirrors, group
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / f"{self.name}.log"
