@@ -71,11 +71,11 @@ class Snapshot:
         self.open_files = _open_files(runtime.daemon_pid())
 
 
-def left_over(before, after, runtime):
-    """Lines that say what is there now and was not there before."""
+def left_over(before, after, runtime, lasting):
+    """Lines that say what is there now and was not there before; files named in `lasting` may be."""
     found = []
     for kind, now in after.kinds.items():
-        for item in sorted(now - before.kinds[kind]):
+        for item in sorted(now - before.kinds[kind] - (lasting if kind == "file" else set())):
             if runtime.network == "cni" and (kind == "link" and item == _PLUGINS_LEAVE_LINK or kind == "nft rule" and _of_plugins(item)):
                 continue
             found.append(f"{kind}: {item}")

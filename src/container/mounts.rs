@@ -38,12 +38,12 @@ impl Containers {
     ) -> Result<Vec<OwnedFd>, ContainerError> {
         let mut sources = Vec::with_capacity(binds.len());
         for bind in binds {
-            sources.push((self.source(bind, volumes, run_dir, dir)?, attributes(bind), bind.destination.clone()));
+            sources.push((self.source(bind, volumes, run_dir, dir)?, bind.clone()));
         }
         let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
         let rootfs = rootfs.try_clone().map_err(ContainerError::path("duplicate the root of", dir))?;
         let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
-            sources.into_iter().map(|(source, attributes, at)| open(source, attributes, &at, &rootfs)).collect()
+            sources.into_iter().map(|(source, bind)| open(source, &bind, &rootfs)).collect()
         });
         match tokio::time::timeout(DEADLINE, opened).await {
             Ok(opened) => opened,
@@ -84,30 +84,15 @@ fn name(file: SandboxFile) -> &'static str {
     }
 }
 
-fn attributes(bind: &Bind) -> Attributes {
-    Attributes {
-        read_only: bind.read_only,
-        nosuid: bind.nosuid,
-        nodev: bind.nodev,
-        noexec: bind.noexec,
-        propagation: Some(bind.propagation),
-        recursive: false,
-    }
-}
-
-fn open(
-    source: Source,
-    attributes: Attributes,
-    at: &Path,
-    rootfs: &OwnedFd,
-) -> Result<OwnedFd, ContainerError> {
+fn open(source: Source, bind: &Bind, rootfs: &OwnedFd) -> Result<OwnedFd, ContainerError> {
+    let at = &bind.destination;
     let mount = match &source {
         Source::Path { path, make } => {
             if *make && !path.exists() {
                 fs::create_dir_all(path).map_err(ContainerError::path("make", path))?;
             }
-            if attributes.propagation != Some(Propagation::Private) {
-                require_propagation(path, attributes.propagation == Some(Propagation::Shared))?;
+            if bind.propagation != Propagation::Private {
+                require_propagation(path, bind.propagation == Propagation::Shared)?;
             }
             mount::clone_tree(path, true).map_err(ContainerError::path("mount", path))?
         }
@@ -119,10 +104,22 @@ fn open(
             mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?
         }
     };
-    // The propagation is everything's below, the rest the top mount's own.
-    let propagation = Attributes { propagation: attributes.propagation, recursive: true, ..Attributes::default() };
-    mount::set_attributes(mount.as_fd(), propagation)
-        .and_then(|()| mount::set_attributes(mount.as_fd(), Attributes { propagation: None, ..attributes }))
+    // Propagation is everything's below, and read-only if so asked; the rest is the top mount's own.
+    let all_below = Attributes {
+        propagation: Some(bind.propagation),
+        read_only: bind.recursive_read_only,
+        recursive: true,
+        ..Attributes::default()
+    };
+    let top = Attributes {
+        read_only: bind.read_only,
+        nosuid: bind.nosuid,
+        nodev: bind.nodev,
+        noexec: bind.noexec,
+        ..Attributes::default()
+    };
+    mount::set_attributes(mount.as_fd(), all_below)
+        .and_then(|()| mount::set_attributes(mount.as_fd(), top))
         .map_err(ContainerError::path("set the attributes of the mount for", at))?;
     Ok(mount)
 }

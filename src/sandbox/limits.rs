@@ -44,9 +44,6 @@ pub fn validate(config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
     if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod) {
         return invalid("user namespaces are not supported: userns_options must be absent or NODE".to_owned());
     }
-    if config.hostname.is_empty() && options.network() != cri::NamespaceMode::Node {
-        return invalid("hostname may be empty only with the node's network".to_owned());
-    }
     if config.hostname.len() > HOSTNAME_BYTES || config.hostname.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return invalid(format!("hostname {:?} is not one word of at most {HOSTNAME_BYTES} bytes", config.hostname));
     }
@@ -97,10 +94,9 @@ mod tests {
     #[test]
     fn each_mistake_is_told_by_its_field() {
         type Mistake = (&'static str, fn(&mut cri::PodSandboxConfig));
-        let mistakes: [Mistake; 8] = [
+        let mistakes: [Mistake; 7] = [
             ("metadata", |c| c.metadata = None),
             ("metadata", |c| c.metadata.as_mut().unwrap().uid.clear()),
-            ("hostname", |c| c.hostname.clear()),
             ("hostname", |c| c.hostname = "x".repeat(65)),
             ("log_directory", |c| c.log_directory = "relative".into()),
             ("port mapping", |c| c.port_mappings = vec![cri::PortMapping { host_port: 70000, ..Default::default() }]),

@@ -284,7 +284,7 @@ pub(super) fn unmake_cgroup(
     if parent_made { cgroup.remove_empty_parents("/") } else { Ok(()) }
 }
 
-/// The pod's host name: its own, or with the node's network the node's.
+/// The pod's host name: its own, or the node's with the node's network and where the request names none.
 pub fn hostname(config: &cri::PodSandboxConfig) -> String {
     if !config.hostname.is_empty() && !is_host_network(config) {
         return config.hostname.clone();
