@@ -17,7 +17,7 @@
 //! - [`config`]: raw file and flags to validated settings.
 //! - [`cri`]: the generated CRI.
 //! - [`sys`]: the kernel, fenced: the only room with `unsafe`.
-//! - [`model`], [`undo`]: ids, and the stack of undo steps.
+//! - [`model`], [`undo`], [`operation`]: ids, the stack of undo steps, the joining of retried requests.
 //!
 //! A pod's path: born in `sandbox::run`, its containers in `container::create` and `container::start`; an exit is
 //! recorded by `monitor::reaper` and becomes a state in `container::state`; it dies in `sandbox::stop` and
@@ -48,6 +48,8 @@ pub mod events;
 pub mod image;
 #[cfg(feature = "daemon")]
 pub mod network;
+#[cfg(feature = "daemon")]
+pub mod operation;
 #[cfg(feature = "daemon")]
 pub mod sandbox;
 #[cfg(feature = "daemon")]

@@ -1,4 +1,4 @@
-//! Ids. Code, records, logs and errors use the same words: `sandbox_id`, `container_id`, `image_id`, `pid`.
+//! Ids, and how an error is told. Code, records, logs and errors use the same words: `sandbox_id`, `container_id`, `image_id`, `pid`.
 
 use std::fmt;
 
@@ -59,6 +59,29 @@ id!(
 /// whatever arrives from outside is checked by this first.
 pub fn is_well_formed(id: &str) -> bool {
     id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// A new id: 64 hexadecimal digits that nobody can guess or meet twice.
+#[cfg(feature = "daemon")]
+pub fn random_id() -> String {
+    let bytes: [u8; 32] = rand::random();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An error with all its causes, once, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !told.ends_with(&text) {
+            told.push_str(": ");
+            told.push_str(&text);
+        }
+        cause = error.source();
+    }
+    told
 }
 
 #[cfg(test)]

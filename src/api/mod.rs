@@ -1,1 +1,19 @@
-//! 
+//! The gRPC edge: requests in, answers out. What the CRI calls an RPC is a line or three here; the work is in the
+//! rooms below, and `tonic::Status` stays here.
+
+mod error;
+mod events;
+mod image_service;
+mod list;
+mod respond;
+mod runtime_service;
+mod stats;
+mod status;
+mod stream;
+mod to_cri;
+
+pub use image_service::ImageApi;
+pub use runtime_service::{RuntimeApi, Rooms};
+
+/// Both ways: a list of a thousand containers is larger than gRPC's 4 MiB.
+pub const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;

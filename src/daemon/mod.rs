@@ -1,1 +1,175 @@
-//! 
+//! The composition root: rooms are made and handed to each other here, an earlier daemon's pods are taken over, and
+//! the socket is served until a signal says otherwise.
+
+mod serve;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::api::Rooms;
+use crate::config::{Config, NetworkBackend};
+use crate::container::spec::HostFacts;
+use crate::container::spec::seccomp::SeccompCache;
+use crate::container::{self, Containers};
+use crate::events::Events;
+use crate::image::{ImageConfig, ImageError, Images};
+use crate::monitor::Launcher;
+use crate::monitor::client::MonitorError;
+use crate::network::{Mode, NetworkConfig, NetworkError, Networks};
+use crate::sandbox::{self, SandboxError, Sandboxes};
+use crate::stats::Collector;
+use crate::store::{Store, StoreError};
+use crate::sys::cgroup::Hierarchy;
+
+/// Why the daemon does not come up, or goes down.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("{op} {}", path.display())]
+    Path { op: &'static str, path: PathBuf, source: io::Error },
+    #[error("{what}")]
+    Host { what: &'static str, source: io::Error },
+    #[error("another crispd serves {}", path.display())]
+    Taken { path: PathBuf },
+    #[error("open the images")]
+    Images(#[source] ImageError),
+    #[error("open the pod network")]
+    Network(#[source] NetworkError),
+    #[error("load crisp-monitor and crisp-pause")]
+    Launcher(#[source] MonitorError),
+    #[error("open the records")]
+    Store(#[from] StoreError),
+    #[error("recover the pods")]
+    Recover(#[source] SandboxError),
+    #[error("serve the CRI")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+impl DaemonError {
+    fn path(op: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Path { op, path, source }
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. Containers run on.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let started = std::time::Instant::now();
+    // The lock is held as long as the daemon lives: two daemons on one directory would undo each other's work.
+    let _lock = serve::lock(&config.run)?;
+    let rooms = open(&config).await?;
+    let listener = serve::listen(&config.socket)?;
+    tracing::info!(socket = %config.socket.display(), ms = started.elapsed().as_millis() as u64, "serving the CRI");
+    serve::serve(rooms, listener).await?;
+    tracing::info!("going down; containers run on");
+    Ok(())
+}
+
+/// Makes the rooms and takes over what an earlier daemon left.
+async fn open(config: &Config) -> Result<Rooms, DaemonError> {
+    let host = |what| move |source| DaemonError::Host { what, source };
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|e| host("become the subreaper of lost monitors' processes")(e.into()))?;
+    let store = Store::open(&config.root, &config.run)?;
+    let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
+    let mut image_config = ImageConfig::new(config.root.join("images"));
+    image_config.pinned = config.pinned.clone();
+    image_config.registry.hosts_dirs = vec![config.registry_config_dir.clone()];
+    let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
+    let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
+    let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
+    let events = Events::default();
+    let facts = Arc::new(HostFacts::detect().map_err(host("look at the host"))?);
+    tell_limits(&facts);
+    let containers = Arc::new(Containers::new(container::Parts {
+        store: store.clone(),
+        images: images.clone(),
+        cgroups: cgroups.clone(),
+        events: events.clone(),
+        host: facts.clone(),
+        seccomp: Arc::new(SeccompCache::default()),
+        log_line_max_bytes: config.log_line_max_bytes,
+        seccomp_profile_root: config.seccomp_profile_root.clone(),
+    }));
+    let netns_dir = config.run.join("netns");
+    std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
+    let sandboxes = Sandboxes::new(sandbox::Parts {
+        store,
+        launcher,
+        networks,
+        containers: containers.clone(),
+        cgroups: cgroups.clone(),
+        host: facts,
+        events: events.clone(),
+        netns_dir,
+        cgroup_parent: config.cgroup_parent.clone(),
+        boot_id: boot_id.trim().to_owned(),
+        runtime_handlers: vec![String::new()],
+    });
+    sandboxes.recover().await.map_err(DaemonError::Recover)?;
+    images.settle().await.map_err(DaemonError::Images)?;
+    Ok(Rooms {
+        sandboxes,
+        containers,
+        images,
+        events,
+        stats: Collector::new(&config.root.join("images")),
+        cgroups,
+        settings: settings(config).into(),
+    })
+}
+
+/// Where the pod's programs are: as configured, or beside crispd.
+fn lib_dir(config: &Config) -> Result<PathBuf, DaemonError> {
+    if let Some(dir) = &config.lib_dir {
+        return Ok(dir.clone());
+    }
+    let exe = std::env::current_exe().map_err(|source| DaemonError::Host { what: "find crispd itself", source })?;
+    Ok(exe.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
+fn network_config(config: &Config) -> NetworkConfig {
+    let mut network = NetworkConfig::new(&config.run);
+    network.mode = match config.network {
+        NetworkBackend::Auto => Mode::Auto,
+        NetworkBackend::Cni => Mode::Cni,
+        NetworkBackend::Embedded => Mode::Embedded,
+    };
+    network.conf_dir = config.cni_conf_dir.clone();
+    network.plugin_dirs = config.cni_bin_dirs.clone();
+    // The plugins' own collection takes whatever it is not told of: where several instances may share a CNI network,
+    // each frees its addresses by the plans of its pods alone.
+    network.cni_gc = config.instance.is_empty();
+    network.embedded.instance = config.instance.clone();
+    network.embedded.bridge = Some(config.bridge.clone());
+    network
+}
+
+/// Says once what this node withholds from its containers.
+fn tell_limits(facts: &HostFacts) {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    if facts.bounding & CAP_SYS_RESOURCE == 0 {
+        tracing::warn!(
+            "without CAP_SYS_RESOURCE: oom_score_adj cannot be lowered, nor hard limits raised, and no container can \
+             have more capabilities than crispd"
+        );
+    }
+}
+
+/// The settings in force, for a verbose Status.
+fn settings(config: &Config) -> String {
+    serde_json::json!({
+        "root": config.root,
+        "run": config.run,
+        "socket": config.socket,
+        "cgroupParent": config.cgroup_parent,
+        "registryConfigDir": config.registry_config_dir,
+        "network": format!("{:?}", config.network).to_lowercase(),
+        "cniConfDir": config.cni_conf_dir,
+        "cniBinDirs": config.cni_bin_dirs,
+        "bridge": config.bridge,
+        "logLineMaxBytes": config.log_line_max_bytes,
+    })
+    .to_string()
+}

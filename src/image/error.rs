@@ -36,19 +36,30 @@ pub enum ErrorKind {
 pub enum ImageError {
     /// A file operation on the store failed.
     #[error("{op} {}", path.display())]
-    Io { op: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        op: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     /// A layer could not be unpacked.
     #[error("unpack layer {diff_id}")]
     Layer { diff_id: String, source: LayerError },
     /// An image's configuration cannot be read.
     #[error("read configuration of image {image_id}")]
-    Config { image_id: String, source: oci_spec::OciSpecError },
+    Config {
+        image_id: String,
+        source: oci_spec::OciSpecError,
+    },
     /// An image's configuration and its layers disagree.
     #[error("image {image_id} names layer {diff_id}, which was not unpacked for it")]
     MissingLayer { image_id: String, diff_id: String },
     /// An image may have that many layers and no more: overlayfs takes 500.
     #[error("image {image_id} has {layers} layers, more than {limit}")]
-    TooManyLayers { image_id: String, layers: usize, limit: usize },
+    TooManyLayers {
+        image_id: String,
+        layers: usize,
+        limit: usize,
+    },
     /// A short id that several images share.
     #[error("image id {id} is ambiguous")]
     Ambiguous { id: String },
@@ -60,7 +71,10 @@ pub enum ImageError {
     Pull(#[from] Arc<PullError>),
     /// A blocking task was lost because the runtime is going down.
     #[error("{op} was interrupted")]
-    Interrupted { op: &'static str, source: tokio::task::JoinError },
+    Interrupted {
+        op: &'static str,
+        source: tokio::task::JoinError,
+    },
 }
 
 impl ImageError {

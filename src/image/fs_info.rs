@@ -19,6 +19,10 @@ impl Images {
     /// What images take on disk. A running sum: it moves with each pull and removal and never walks a tree.
     pub async fn fs_usage(&self) -> FsUsage {
         let (used_bytes, inodes) = self.store.usage();
-        FsUsage { mountpoint: self.config.dir.clone(), used_bytes, inodes }
+        FsUsage {
+            mountpoint: self.config.dir.clone(),
+            used_bytes,
+            inodes,
+        }
     }
 }

@@ -23,6 +23,7 @@ pub use self::error::{ErrorKind, ImageError};
 pub use self::fs_info::FsUsage;
 pub use self::pull::{PullError, PullRequest};
 use self::registry::RegistryConfig;
+pub use self::status::Documents;
 pub use self::store::{Compression, LayerError, LayerInfo, Lease, Limits, NewImage, Store};
 use crate::model::ImageId;
 

@@ -8,7 +8,9 @@ impl Images {
     ///
     /// Layers that containers hold stay until those are gone. The files are unlinked in the background.
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        let Some(image) = self.store.snapshot().find(reference)?.cloned() else { return Ok(()) };
+        let Some(image) = self.store.snapshot().find(reference)?.cloned() else {
+            return Ok(());
+        };
         let store = self.store.clone();
         blocking("remove image", move || store.remove_image(&image.id)).await
     }

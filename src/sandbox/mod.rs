@@ -1,1 +1,158 @@
-//! 
+//! A pod sandbox's life, one verb a file.
+//!
+//! ```text
+//!  (Creating) --born--> Ready --stop, or its processes are gone--> NotReady --remove--> (Removing)
+//! ```
+//! The states in parentheses are only ever met on disk, by the daemon that recovers.
+
+mod error;
+mod files;
+mod limits;
+mod list;
+mod lost;
+mod recover;
+mod remove;
+mod run;
+mod stop;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+
+pub use error::SandboxError;
+pub use limits::namespace_options;
+
+use crate::container::spec::HostFacts;
+use crate::container::{Containers, Pod, blocking, now_ns};
+use crate::cri;
+use crate::events::{Event, Events, Kind};
+use crate::model::{SandboxId, chain};
+use crate::monitor::Launcher;
+use crate::monitor::client::Client;
+use crate::network::Networks;
+use crate::operation::Operations;
+use crate::store::{PodPhase, PodRecord, PodStatus, Store};
+use crate::sys::cgroup::Hierarchy;
+
+/// A sandbox.
+pub struct Sandbox {
+    pub record: Arc<PodRecord>,
+    status: Mutex<PodStatus>,
+    monitor: Mutex<Option<Client>>,
+    /// Held by a stop or a removal: the two wait for each other.
+    ending: tokio::sync::Mutex<()>,
+}
+
+impl Sandbox {
+    /// What became of it.
+    pub fn status(&self) -> PodStatus {
+        self.status.lock().expect("no panic holds it").clone()
+    }
+
+    /// Whether containers can live in it.
+    pub fn is_ready(&self) -> bool {
+        self.status.lock().expect("no panic holds it").phase == PodPhase::Ready
+    }
+
+    /// Its addresses, the primary one first.
+    pub fn ips(&self) -> Vec<IpAddr> {
+        self.status.lock().expect("no panic holds it").ips.clone()
+    }
+
+    /// Changes the status; what it is afterwards is returned, for the disk.
+    fn change(&self, change: impl FnOnce(&mut PodStatus)) -> PodStatus {
+        let mut status = self.status.lock().expect("no panic holds it");
+        change(&mut status);
+        status.clone()
+    }
+
+    fn monitor(&self) -> Option<Client> {
+        self.monitor.lock().expect("no panic holds it").clone()
+    }
+}
+
+/// What sandboxes are made of and kept in.
+pub struct Parts {
+    pub store: Store,
+    pub launcher: Launcher,
+    pub networks: Arc<Networks>,
+    pub containers: Arc<Containers>,
+    pub cgroups: Arc<Hierarchy>,
+    pub host: Arc<HostFacts>,
+    pub events: Events,
+    /// Where network namespaces are bound.
+    pub netns_dir: PathBuf,
+    /// The parent of the cgroups of pods that name none.
+    pub cgroup_parent: String,
+    pub boot_id: String,
+    /// The names of the configured runtime handlers; `""` is always one.
+    pub runtime_handlers: Vec<String>,
+}
+
+/// All sandboxes.
+pub struct Sandboxes {
+    parts: Parts,
+    /// Short critical sections only: no file, process or message is touched under it.
+    index: RwLock<HashMap<SandboxId, Arc<Sandbox>>>,
+    /// Who holds which name: "namespace, name, uid, attempt".
+    names: Mutex<HashMap<String, SandboxId>>,
+    running: Operations<Result<SandboxId, Arc<SandboxError>>>,
+}
+
+impl Sandboxes {
+    /// No sandboxes yet; [`Sandboxes::recover`] brings back those of an earlier daemon.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self { parts, index: RwLock::default(), names: Mutex::default(), running: Operations::default() })
+    }
+
+    /// The sandbox of this id, or of this unambiguous beginning of one.
+    pub fn find(&self, id: &str) -> Result<Arc<Sandbox>, SandboxError> {
+        let index = self.index.read().expect("no panic holds it");
+        if let Some(sandbox) = index.get(&SandboxId::new(id)) {
+            return Ok(sandbox.clone());
+        }
+        let mut found = index.iter().filter(|(key, _)| !id.is_empty() && key.as_str().starts_with(id));
+        match (found.next(), found.next()) {
+            (Some((_, sandbox)), None) => Ok(sandbox.clone()),
+            (Some(_), Some(_)) => Err(SandboxError::Ambiguous { id: id.to_owned() }),
+            _ => Err(SandboxError::NotFound { id: id.to_owned() }),
+        }
+    }
+
+    /// What a container needs of the sandbox to live in it: only a ready one takes containers.
+    pub fn ready_pod(&self, id: &str) -> Result<Pod, SandboxError> {
+        let sandbox = self.find(id)?;
+        let status = sandbox.status();
+        match (status.phase, sandbox.monitor(), status.pause) {
+            (PodPhase::Ready, Some(monitor), Some(pause)) => Ok(Pod { record: sandbox.record.clone(), monitor, pause }),
+            _ => Err(SandboxError::NotReady { sandbox_id: sandbox.record.id.clone() }),
+        }
+    }
+
+    /// Whether Status can call the network ready, and why not.
+    pub async fn network_status(&self) -> crate::network::NetworkStatus {
+        self.parts.networks.status().await
+    }
+
+    fn tell(&self, kind: Kind, id: &SandboxId) {
+        self.parts.events.tell(Event { kind, id: id.to_string(), sandbox_id: id.clone(), at_ns: now_ns() });
+    }
+
+    async fn record_status(&self, id: &SandboxId, status: PodStatus) -> Result<(), SandboxError> {
+        let (store, id) = (self.parts.store.clone(), id.clone());
+        Ok(blocking(move || store.write_pod_status(&id, &status)).await?)
+    }
+
+    /// As [`Sandboxes::record_status`] where going on matters more: a failure is told and no more.
+    async fn try_record_status(&self, id: &SandboxId, status: PodStatus) {
+        if let Err(error) = self.record_status(id, status).await {
+            tracing::warn!(sandbox_id = %id, error = %chain(&error), "status not written");
+        }
+    }
+}
+
+/// The name that a sandbox holds.
+fn name_of(metadata: &cri::PodSandboxMetadata) -> String {
+    format!("{}/{}/{}/{}", metadata.namespace, metadata.name, metadata.uid, metadata.attempt)
+}

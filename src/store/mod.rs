@@ -1,1 +1,230 @@
-//! 
+//! The records of pods and containers on disk: what was asked for (immutable) apart from what became of it (mutable).
+//!
+//! One directory per pod below `<root>/pods`, one per container below its pod's; each record is a versioned JSON file
+//! published by rename. Nothing here is synced to the disk: pods do not outlive a reboot, so a record must survive the
+//! death of the daemon, which the page cache does, and not a power cut. A record that a power cut tore belongs to a
+//! pod that is gone; it is swept at the next start.
+
+mod record;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use record::{
+    ContainerPhase, ContainerRecord, ContainerStatus, Exit, PodPhase, PodRecord, PodStatus, Process, Versioned,
+};
+
+use crate::model::{ContainerId, SandboxId, is_well_formed};
+
+/// What could not be done to which record.
+#[derive(Debug, thiserror::Error)]
+#[error("{op} {}", path.display())]
+pub struct StoreError {
+    op: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn failed(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError { op, path, source }
+}
+
+/// A pod as found on disk.
+#[derive(Debug)]
+pub struct StoredPod {
+    pub record: PodRecord,
+    pub status: PodStatus,
+    pub containers: Vec<StoredContainer>,
+}
+
+/// A container as found on disk.
+#[derive(Debug)]
+pub struct StoredContainer {
+    pub record: ContainerRecord,
+    pub status: ContainerStatus,
+}
+
+/// A container's writable layer, below its directory.
+pub const UPPER: &str = "upper";
+/// The working directory that overlayfs needs beside it.
+pub const WORK: &str = "work";
+
+/// The two directory trees that hold pods. All calls block, briefly: they touch only local directories.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+    run: PathBuf,
+}
+
+impl Store {
+    /// Makes the directories if they are missing, readable by root only.
+    pub fn open(root: &Path, run: &Path) -> Result<Self, StoreError> {
+        let store = Self { root: root.to_owned(), run: run.to_owned() };
+        for dir in [store.root.join("pods"), store.run.join("pods")] {
+            make_private(&dir)?;
+        }
+        Ok(store)
+    }
+
+    /// Where a pod's records are.
+    pub fn pod_dir(&self, id: &SandboxId) -> PathBuf {
+        self.root.join("pods").join(id)
+    }
+
+    /// Where a pod's sockets, exit records and files live until the next reboot.
+    pub fn pod_run_dir(&self, id: &SandboxId) -> PathBuf {
+        self.run.join("pods").join(id)
+    }
+
+    /// Where a container's record and writable layer are.
+    pub fn container_dir(&self, pod: &SandboxId, id: &ContainerId) -> PathBuf {
+        self.pod_dir(pod).join("containers").join(id)
+    }
+
+    /// Makes a pod's directories and records what is asked for.
+    pub fn create_pod(&self, record: &PodRecord) -> Result<(), StoreError> {
+        make_private(&self.pod_dir(&record.id).join("containers"))?;
+        make_private(&self.pod_run_dir(&record.id).join("exits"))?;
+        write(&self.pod_dir(&record.id), "record.json", record)
+    }
+
+    /// Records what became of a pod.
+    pub fn write_pod_status(&self, id: &SandboxId, status: &PodStatus) -> Result<(), StoreError> {
+        write(&self.pod_dir(id), "status.json", status)
+    }
+
+    /// Makes a container's directories, and returns the one that holds them all. As long as no record is in it, it is
+    /// an attempt that the next start sweeps away.
+    pub fn make_container_dirs(&self, pod: &SandboxId, id: &ContainerId) -> Result<PathBuf, StoreError> {
+        let dir = self.container_dir(pod, id);
+        make_private(&dir)?;
+        for (name, mode) in [(UPPER, 0o755), (WORK, 0o700)] {
+            make(&dir.join(name), mode)?;
+        }
+        Ok(dir)
+    }
+
+    /// Records what is asked for.
+    pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
+        write(&self.container_dir(&record.sandbox_id, &record.id), "record.json", record)
+    }
+
+    /// Records what became of a container.
+    pub fn write_container_status(
+        &self,
+        pod: &SandboxId,
+        id: &ContainerId,
+        status: &ContainerStatus,
+    ) -> Result<(), StoreError> {
+        write(&self.container_dir(pod, id), "status.json", status)
+    }
+
+    /// The exit record that the pod's monitor wrote, if the container has exited since the last reboot.
+    pub fn exit_record(&self, pod: &SandboxId, id: &ContainerId) -> Option<String> {
+        std::fs::read_to_string(self.pod_run_dir(pod).join("exits").join(id)).ok()
+    }
+
+    /// Removes a container's directory and exit record. Fine if they are gone.
+    pub fn remove_container(&self, pod: &SandboxId, id: &ContainerId) -> Result<(), StoreError> {
+        let exit = self.pod_run_dir(pod).join("exits").join(id);
+        ignore_absent(std::fs::remove_file(&exit)).map_err(failed("remove", &exit))?;
+        remove_tree(&self.container_dir(pod, id))
+    }
+
+    /// Removes a pod's directories, records last. Fine if they are gone.
+    pub fn remove_pod(&self, id: &SandboxId) -> Result<(), StoreError> {
+        remove_tree(&self.pod_run_dir(id))?;
+        remove_tree(&self.pod_dir(id))
+    }
+
+    /// Every pod on disk. What cannot be read is told to `broken` and left alone.
+    pub fn load(&self, mut broken: impl FnMut(SandboxId, StoreError)) -> Result<Vec<StoredPod>, StoreError> {
+        let mut pods = Vec::new();
+        for id in ids(&self.root.join("pods"))? {
+            let id = SandboxId::new(id);
+            match self.load_pod(&id) {
+                Ok(pod) => pods.push(pod),
+                Err(error) => broken(id, error),
+            }
+        }
+        Ok(pods)
+    }
+
+    fn load_pod(&self, id: &SandboxId) -> Result<StoredPod, StoreError> {
+        let dir = self.pod_dir(id);
+        let record: PodRecord = read(&dir.join("record.json"))?;
+        let status = read_optional(&dir.join("status.json"))?.unwrap_or_default();
+        let mut containers = Vec::new();
+        for container in ids(&dir.join("containers"))? {
+            let dir = dir.join("containers").join(&container);
+            // A directory without a record is a creation that was cut short before anything else was made.
+            match read_optional(&dir.join("record.json"))? {
+                Some(record) => {
+                    let status = read_optional(&dir.join("status.json"))?.unwrap_or_default();
+                    containers.push(StoredContainer { record, status });
+                }
+                None => remove_tree(&dir)?,
+            }
+        }
+        Ok(StoredPod { record, status, containers })
+    }
+}
+
+fn ids(dir: &Path) -> Result<Vec<String>, StoreError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed("list", dir))? {
+        let name = entry.map_err(failed("list", dir))?.file_name();
+        if let Some(id) = name.to_str().filter(|name| is_well_formed(name)) {
+            found.push(id.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+fn make(dir: &Path, mode: u32) -> Result<(), StoreError> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(failed("make directory", dir))
+}
+
+fn make_private(dir: &Path) -> Result<(), StoreError> {
+    make(dir, 0o700)
+}
+
+fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn remove_tree(dir: &Path) -> Result<(), StoreError> {
+    ignore_absent(std::fs::remove_dir_all(dir)).map_err(failed("remove", dir))
+}
+
+fn write<T: Serialize>(dir: &Path, name: &str, record: &T) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    let text = serde_json::to_vec(&Versioned::new(record)).map_err(|e| failed("encode", &path)(e.into()))?;
+    let unfinished = dir.join(format!(".{name}.new"));
+    let publish = || -> io::Result<()> {
+        std::fs::File::create(&unfinished)?.write_all(&text)?;
+        std::fs::rename(&unfinished, &path)
+    };
+    publish().map_err(failed("write", &path))
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
+    let text = std::fs::read(path).map_err(failed("read", path))?;
+    let versioned: Versioned<T> = serde_json::from_slice(&text).map_err(|e| failed("parse", path)(e.into()))?;
+    versioned.into_current().map_err(|e| failed("parse", path)(e))
+}
+
+fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    match read(path) {
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}

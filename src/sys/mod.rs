@@ -2,6 +2,20 @@
 //! `io::Error`s say which operation failed on what.
 #![allow(unsafe_code)]
 
+pub mod capability;
 pub mod cgroup;
 pub mod fd;
+pub mod memfd;
 pub mod mount;
+#[cfg(feature = "daemon")]
+pub mod netlink;
+pub mod pidfd;
+pub mod process;
+pub mod scm;
+pub mod seccomp;
+
+/// An `io::Error` that says what was being done.
+pub(crate) fn failed(op: &str, source: impl Into<std::io::Error>) -> std::io::Error {
+    let source = source.into();
+    std::io::Error::new(source.kind(), format!("{op}: {source}"))
+}

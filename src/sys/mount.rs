@@ -21,19 +21,28 @@ fn failed(op: &'static str, path: &Path, source: impl Into<io::Error>) -> io::Er
 /// Layers are given one by one (`lowerdir+`, Linux 6.5), which has no limit of a page for all names together.
 /// `volatile` spares the syncfs at the end: a container's writable layer does not outlive a power cut usefully.
 pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
-    let text = |path: &Path| {
-        path.to_str().map(str::to_owned).ok_or_else(|| failed("overlay of", path, io::ErrorKind::InvalidFilename))
-    };
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed("fsopen overlay for", upper, e))?;
     for layer in lower {
-        fsconfig_set_string(&context, "lowerdir+", text(layer)?).map_err(|e| failed("overlay layer", layer, e))?;
+        fsconfig_set_string(&context, "lowerdir+", layer.as_path()).map_err(|e| failed("overlay layer", layer, e))?;
     }
-    fsconfig_set_string(&context, "upperdir", text(upper)?).map_err(|e| failed("overlay upperdir", upper, e))?;
-    fsconfig_set_string(&context, "workdir", text(work)?).map_err(|e| failed("overlay workdir", work, e))?;
+    fsconfig_set_string(&context, "upperdir", upper).map_err(|e| failed("overlay upperdir", upper, e))?;
+    fsconfig_set_string(&context, "workdir", work).map_err(|e| failed("overlay workdir", work, e))?;
     fsconfig_set_flag(&context, "volatile").map_err(|e| failed("overlay volatile", upper, e))?;
     fsconfig_create(&context).map_err(|e| failed("overlay at", upper, e))?;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .map_err(|e| failed("fsmount overlay at", upper, e))
+}
+
+/// A detached read-only overlay of at least two `lower` directories (top first).
+pub fn overlay_read_only(lower: &[PathBuf]) -> io::Result<OwnedFd> {
+    let top = lower.first().map(PathBuf::as_path).unwrap_or(Path::new("nothing"));
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed("fsopen overlay for", top, e))?;
+    for layer in lower {
+        fsconfig_set_string(&context, "lowerdir+", layer.as_path()).map_err(|e| failed("overlay layer", layer, e))?;
+    }
+    fsconfig_create(&context).map_err(|e| failed("overlay at", top, e))?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .map_err(|e| failed("fsmount overlay at", top, e))
 }
 
 /// A detached tmpfs of at most `size_bytes`, its root with `mode`.

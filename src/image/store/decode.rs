@@ -63,9 +63,16 @@ impl Decoder {
     /// what comes out is checked against the diff id. `declared` counts where there are no such bytes.
     pub(super) fn new(reader: Box<dyn Read + Send>, declared: Compression) -> Result<Self, LayerError> {
         let meter = Arc::new(Meter::default());
-        let mut source = Source { reader, meter: meter.clone() };
+        let mut source = Source {
+            reader,
+            meter: meter.clone(),
+        };
         let mut head = Vec::new();
-        source.by_ref().take(4).read_to_end(&mut head).map_err(|e| meter.blame(e))?;
+        source
+            .by_ref()
+            .take(4)
+            .read_to_end(&mut head)
+            .map_err(|e| meter.blame(e))?;
         let compression = match head[..] {
             [0x1f, 0x8b, ..] => Compression::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd] => Compression::Zstd,
@@ -120,7 +127,9 @@ impl Decoder {
             Format::Zstd(decoder) => decoder.finish(),
             Format::Plain(input) => input,
         };
-        io::copy(&mut input, &mut io::sink()).map(drop).map_err(|e| self.meter.blame(e))
+        io::copy(&mut input, &mut io::sink())
+            .map(drop)
+            .map_err(|e| self.meter.blame(e))
     }
 }
 

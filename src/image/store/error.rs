@@ -30,7 +30,11 @@ pub enum LayerError {
     BadDigest,
     /// The file system refused.
     #[error("{op} {entry}")]
-    Io { op: &'static str, entry: String, source: io::Error },
+    Io {
+        op: &'static str,
+        entry: String,
+        source: io::Error,
+    },
 }
 
 impl LayerError {

@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::{digest_of, hex_of};
+use crate::image::reference::Reference;
 use crate::image::{Image, ImageError};
 use crate::model::{ImageId, is_well_formed};
 
@@ -22,7 +23,11 @@ impl Index {
         let names = images
             .values()
             .flat_map(|image| {
-                image.repo_tags.iter().chain(&image.repo_digests).map(move |name| (name.clone(), image.id.clone()))
+                image
+                    .repo_tags
+                    .iter()
+                    .chain(&image.repo_digests)
+                    .map(move |name| (name.clone(), image.id.clone()))
             })
             .collect();
         Self { images, names, usage }
@@ -43,15 +48,22 @@ impl Index {
         self.images.get(self.names.get(name)?)
     }
 
-    /// The image that a reference of any form names; names come before beginnings of ids.
+    /// The image that a reference of any form names: a digest decides over a tag beside it, a name over an id that
+    /// begins so, and a text that cannot be a reference names nothing.
     ///
     /// # Errors
     /// [`ImageError::Ambiguous`] if it is the beginning of several ids.
     pub fn find(&self, reference: &str) -> Result<Option<&Arc<Image>>, ImageError> {
-        match self.named(reference) {
-            Some(image) => Ok(Some(image)),
-            None => self.by_id(reference),
+        if let Ok(parsed) = Reference::parse(reference) {
+            let name = match parsed.digest() {
+                Some(digest) => Some(parsed.repo_digest(digest)),
+                None => parsed.repo_tag(),
+            };
+            if let Some(image) = name.and_then(|name| self.named(&name)) {
+                return Ok(Some(image));
+            }
         }
+        self.by_id(reference)
     }
 
     /// Bytes and inodes of all published layers.

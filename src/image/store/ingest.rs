@@ -33,7 +33,10 @@ impl Store {
         reader: Box<dyn Read + Send>,
         limits: &Limits,
     ) -> Result<LayerInfo, ImageError> {
-        let failed = |source| ImageError::Layer { diff_id: diff_id.to_owned(), source };
+        let failed = |source| ImageError::Layer {
+            diff_id: diff_id.to_owned(),
+            source,
+        };
         let hex = hex_of(diff_id).ok_or(LayerError::BadDigest).map_err(failed)?;
         if let Some(layer) = self.has_layer(diff_id) {
             return Ok(layer);
@@ -50,12 +53,16 @@ impl Store {
 }
 
 /// Makes the directory that the layer is unpacked into.
-fn new_root(scratch: &Scratch) -> Result<OwnedFd, ImageError> {
+pub(super) fn new_root(scratch: &Scratch) -> Result<OwnedFd, ImageError> {
     let path = scratch.path().join("diff");
     let failed = |op| ImageError::io(op, &path);
     fs::create_dir(&path).map_err(failed("make layer"))?;
-    let root = rustix::fs::open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| failed("open layer")(e.into()))?;
+    let root = rustix::fs::open(
+        &path,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(|e| failed("open layer")(e.into()))?;
     // A parent with the setgid bit would give its group and its bit to everything below.
     rustix::fs::fchown(&root, Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))
         .and_then(|()| rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755)))
@@ -83,7 +90,12 @@ fn stream(
         let unpacker = std::thread::Builder::new()
             .name("unpack".into())
             .spawn_scoped(scope, move || {
-                let mut pieces = Pieces { arriving, empty, piece: Vec::new(), at: 0 };
+                let mut pieces = Pieces {
+                    arriving,
+                    empty,
+                    piece: Vec::new(),
+                    at: 0,
+                };
                 let unpacked = unpack(&mut pieces, root, limits)?;
                 // Padding after the archive's end belongs to the digest.
                 while let Ok(rest @ 1..) = pieces.fill_buf().map(<[u8]>::len) {
@@ -91,7 +103,11 @@ fn stream(
                 }
                 Ok(unpacked)
             })
-            .map_err(|source| LayerError::Io { op: "start thread for", entry: "unpacker".into(), source })?;
+            .map_err(|source| LayerError::Io {
+                op: "start thread for",
+                entry: "unpacker".into(),
+                source,
+            })?;
         let decoded = decode(compression, reader, limits, full, returned);
         let unpacked = unpacker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match decoded {
@@ -101,7 +117,9 @@ fn stream(
                 reason: "archive ends in the middle",
             })),
             Ok(actual) => match unpacked {
-                Ok(_) if actual != hex => Err(LayerError::DiffId { actual: format!("sha256:{actual}") }),
+                Ok(_) if actual != hex => Err(LayerError::DiffId {
+                    actual: format!("sha256:{actual}"),
+                }),
                 unpacked => unpacked,
             },
         }
@@ -127,10 +145,16 @@ fn decode(
         hash.update(&piece);
         total += filled as u64;
         if total > limits.layer_bytes {
-            return Err(Stop::Failed(LayerError::Limit { what: "bytes", limit: limits.layer_bytes }));
+            return Err(Stop::Failed(LayerError::Limit {
+                what: "bytes",
+                limit: limits.layer_bytes,
+            }));
         }
         if total > limits.ratio_from_bytes && total / decoder.compressed_bytes().max(1) > limits.ratio {
-            return Err(Stop::Failed(LayerError::Limit { what: "bytes per compressed byte", limit: limits.ratio }));
+            return Err(Stop::Failed(LayerError::Limit {
+                what: "bytes per compressed byte",
+                limit: limits.ratio,
+            }));
         }
         if filled > 0 && full.send(piece).is_err() {
             return Err(Stop::Unwanted);

@@ -32,11 +32,24 @@ struct Inner {
 impl Layout {
     /// Makes the directories that are missing. Nobody but root may look inside: layers have setuid programs.
     pub(super) fn create(root: &Path) -> Result<Self, ImageError> {
-        for dir in [root.to_owned(), root.join("layers"), root.join("manifests"), root.join("held"), root.join("trash")]
-        {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(ImageError::io("make", &dir))?;
+        for dir in [
+            root.to_owned(),
+            root.join("layers"),
+            root.join("manifests"),
+            root.join("held"),
+            root.join("trash"),
+        ] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(ImageError::io("make", &dir))?;
         }
-        let inner = Inner { root: root.to_owned(), counter: AtomicU64::new(0), emptying: AtomicBool::new(false) };
+        let inner = Inner {
+            root: root.to_owned(),
+            counter: AtomicU64::new(0),
+            emptying: AtomicBool::new(false),
+        };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -69,7 +82,11 @@ impl Layout {
     }
 
     fn unique(&self) -> String {
-        format!("{}-{}", std::process::id(), self.0.counter.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "{}-{}",
+            std::process::id(),
+            self.0.counter.fetch_add(1, Ordering::Relaxed)
+        )
     }
 
     /// A directory for a layer to be.
@@ -80,8 +97,14 @@ impl Layout {
     /// A directory inside `parent` that goes away unless it is published.
     pub(super) fn scratch_in(&self, parent: &Path) -> Result<Scratch, ImageError> {
         let path = parent.join(format!("tmp-{}", self.unique()));
-        fs::DirBuilder::new().mode(0o700).create(&path).map_err(ImageError::io("make", &path))?;
-        Ok(Scratch { path: Some(path), layout: self.clone() })
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(ImageError::io("make", &path))?;
+        Ok(Scratch {
+            path: Some(path),
+            layout: self.clone(),
+        })
     }
 
     /// Takes `path` out of its place at once and unlinks what is in it in the background. What is not there is fine.
@@ -92,9 +115,13 @@ impl Layout {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 // A name left by an earlier process with our pid.
-                Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                    ) => {}
                 // No room for one more name in the trash: without its mark the thing does not count any more.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
                     return unmark_and_remove(path).map_err(ImageError::io("remove", path));
                 }
                 Err(error) => return Err(ImageError::io("remove", path)(error)),
@@ -128,7 +155,11 @@ impl Layout {
     }
 
     fn trash(&self) -> impl Iterator<Item = PathBuf> + use<> {
-        fs::read_dir(self.0.root.join("trash")).into_iter().flatten().flatten().map(|entry| entry.path())
+        fs::read_dir(self.0.root.join("trash"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
     }
 
     fn trash_is_empty(&self) -> bool {
@@ -153,16 +184,6 @@ impl Layout {
         }
         found
     }
-
-    /// Waits until the trash is empty, for tests.
-    #[cfg(test)]
-    pub(super) fn wait_for_trash(&self) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !self.trash_is_empty() {
-            assert!(std::time::Instant::now() < deadline, "the trash stays full");
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
-    }
 }
 
 fn unmark_and_remove(path: &Path) -> io::Result<()> {
@@ -183,7 +204,9 @@ pub(super) struct Scratch {
 
 impl Scratch {
     pub(super) fn path(&self) -> &Path {
-        self.path.as_deref().expect("only publishing, which ends it, takes the path")
+        self.path
+            .as_deref()
+            .expect("only publishing, which ends it, takes the path")
     }
 
     /// Gives it its name. What has the name already and is a directory must be empty.

@@ -35,7 +35,10 @@ impl Store {
         let mut state = self.lock();
         let known = state.images.get_mut(image_id)?;
         known.leases += 1;
-        Some(Lease { image: known.image.clone(), store: self.this.clone() })
+        Some(Lease {
+            image: known.image.clone(),
+            store: self.this.clone(),
+        })
     }
 
     /// Says that all containers that survived a restart have taken their leases again: removed images that nobody
@@ -61,7 +64,9 @@ impl Store {
 
     fn release(&self, image_id: &ImageId) {
         let mut state = self.lock();
-        let Some(known) = state.images.get_mut(image_id) else { return };
+        let Some(known) = state.images.get_mut(image_id) else {
+            return;
+        };
         known.leases -= 1;
         if known.leases > 0 || known.listed || state.recovering {
             return;

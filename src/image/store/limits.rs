@@ -18,6 +18,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { layer_bytes: 128 << 30, file_bytes: 64 << 30, entries: 4_000_000, ratio: 250, ratio_from_bytes: 1 << 30 }
+        Self {
+            layer_bytes: 128 << 30,
+            file_bytes: 64 << 30,
+            entries: 4_000_000,
+            ratio: 250,
+            ratio_from_bytes: 1 << 30,
+        }
     }
 }

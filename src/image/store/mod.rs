@@ -3,7 +3,9 @@
 //!
 //! Every function that changes something blocks; look-ups go to an immutable [`Index`] and never do.
 
+mod amend;
 mod archive;
+mod below;
 mod decode;
 mod error;
 mod index;
@@ -17,8 +19,11 @@ mod put;
 mod record;
 mod remove;
 mod state;
+#[cfg(test)]
+mod tests;
 mod unpack;
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -29,14 +34,14 @@ use tokio::sync::Notify;
 
 pub use self::error::LayerError;
 pub use self::index::Index;
+use self::layout::Layout;
 pub use self::lease::Lease;
 pub use self::limits::Limits;
 pub use self::pin::LayerInfo;
 pub use self::put::NewImage;
-use self::layout::Layout;
 use self::state::State;
-use super::{Image, ImageError, glob};
-use crate::model::is_well_formed;
+use super::{Documents, Image, ImageError, glob};
+use crate::model::{ImageId, is_well_formed};
 
 /// How a layer's bytes are compressed on the wire, as its media type says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +86,24 @@ impl Store {
 
     /// The overlay lower directories of `image`, top first.
     pub fn lower_dirs(&self, image: &Image) -> Vec<PathBuf> {
-        image.lower.iter().map(|hex| self.layout.layer(hex).join("diff")).collect()
+        image
+            .lower
+            .iter()
+            .map(|hex| self.layout.layer(hex).join("diff"))
+            .collect()
+    }
+
+    /// Configuration and manifest of an image. `None` if it is unknown.
+    pub fn documents(&self, image_id: &ImageId) -> Result<Option<Documents>, ImageError> {
+        let Some(hex) = hex_of(image_id.as_str()) else {
+            return Ok(None);
+        };
+        let dir = self.layout.manifest(hex);
+        match record::read_documents(&dir) {
+            Ok(documents) => Ok(Some(documents)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(ImageError::io("read image in", &dir)(error)),
+        }
     }
 
     /// Bytes that are free for new layers.

@@ -19,7 +19,10 @@ impl Store {
     /// Opens the store below `config.dir`: reads the records, and discards what was not published or is damaged.
     pub fn open(config: &ImageConfig) -> Result<Arc<Self>, ImageError> {
         let layout = Layout::create(&config.dir)?;
-        let mut state = State { recovering: true, ..State::default() };
+        let mut state = State {
+            recovering: true,
+            ..State::default()
+        };
         for hex in published(&layout, &layout.layers())? {
             let dir = layout.layer(&hex);
             match LayerMeta::read(&dir) {

@@ -17,7 +17,14 @@ pub struct LayerInfo {
     pub size_bytes: u64,
     /// Inodes on disk.
     pub inodes: u64,
-    _pin: Arc<Pin>,
+    pin: Arc<Pin>,
+}
+
+impl LayerInfo {
+    /// Its name in `layers/`.
+    pub(super) fn key(&self) -> &str {
+        &self.pin.hex
+    }
 }
 
 #[derive(Debug)]
@@ -65,7 +72,10 @@ impl Store {
             diff_id: meta.diff_id.clone(),
             size_bytes: meta.size_bytes,
             inodes: meta.inodes,
-            _pin: Arc::new(Pin { store: self.this.clone(), hex: hex.to_owned() }),
+            pin: Arc::new(Pin {
+                store: self.this.clone(),
+                hex: hex.to_owned(),
+            }),
         }
     }
 }

@@ -35,17 +35,31 @@ impl Store {
     pub fn put_image(&self, new: NewImage) -> Result<Arc<Image>, ImageError> {
         let hex = format!("{:x}", Sha256::digest(&new.config_bytes));
         let image_id = super::digest_of(&hex);
-        let config = ImageConfiguration::from_reader(&new.config_bytes[..])
-            .map_err(|source| ImageError::Config { image_id: image_id.clone(), source })?;
+        let config = ImageConfiguration::from_reader(&new.config_bytes[..]).map_err(|source| ImageError::Config {
+            image_id: image_id.clone(),
+            source,
+        })?;
         check_layers(&image_id, &config, &new.layers)?;
-        let layers: Vec<String> =
-            new.layers.iter().filter_map(|layer| hex_of(&layer.diff_id)).map(str::to_owned).collect();
+        let used = self.amend(&new.layers)?;
+        let keys = |layers: &[LayerInfo]| layers.iter().map(|layer| layer.key().to_owned()).collect::<Vec<_>>();
+        let layers = keys(&used);
+        let sources = keys(&new.layers)
+            .into_iter()
+            .filter(|key| !layers.contains(key))
+            .collect();
 
         let _commit = self.lock_commits();
-        let known = self.lock().images.get(&ImageId::new(&image_id)).map(|known| (known.record.clone(), known.listed));
+        let known = self
+            .lock()
+            .images
+            .get(&ImageId::new(&image_id))
+            .map(|known| (known.record.clone(), known.listed));
         let (mut record, is_new) = match known {
             Some((record, true)) => (record, false),
-            _ => (ImageRecord::new(image_id, new.manifest_digest.clone(), layers, Vec::new()), true),
+            _ => (
+                ImageRecord::new(image_id, new.manifest_digest.clone(), layers, sources),
+                true,
+            ),
         };
         let place = self.layout.manifest(&hex);
         record.manifest_digest = new.manifest_digest;
@@ -74,11 +88,16 @@ impl Store {
         repo_tag: Option<String>,
         repo_digest: Option<String>,
     ) -> Result<Option<Arc<Image>>, ImageError> {
-        let Some(hex) = hex_of(image_id.as_str()) else { return Ok(None) };
+        let Some(hex) = hex_of(image_id.as_str()) else {
+            return Ok(None);
+        };
         let _commit = self.lock_commits();
-        let known = self.lock().images.get(image_id).filter(|known| known.listed).map(|known| {
-            (known.record.clone(), known.image.clone())
-        });
+        let known = self
+            .lock()
+            .images
+            .get(image_id)
+            .filter(|known| known.listed)
+            .map(|known| (known.record.clone(), known.image.clone()));
         let Some((old, image)) = known else { return Ok(None) };
         let mut record = old.clone();
         record.add(repo_tag.clone(), repo_digest);
@@ -98,7 +117,9 @@ impl Store {
         let Some(loser) = snapshot.named(repo_tag).filter(|image| image.id.as_str() != image_id) else {
             return Ok(());
         };
-        let Some(hex) = hex_of(loser.id.as_str()) else { return Ok(()) };
+        let Some(hex) = hex_of(loser.id.as_str()) else {
+            return Ok(());
+        };
         let Some(mut record) = self.lock().images.get(&loser.id).map(|known| known.record.clone()) else {
             return Ok(());
         };
@@ -110,13 +131,15 @@ impl Store {
     /// Shows the image that `record` on disk describes.
     fn enter(&self, record: ImageRecord, config: ImageConfiguration) -> Result<Arc<Image>, ImageError> {
         let mut state = self.lock();
-        let image = state.image(&record, config, |name| self.is_pinned(name)).ok_or_else(|| {
-            let lost = record.layers.iter().find(|hex| !state.layers.contains_key(*hex));
-            ImageError::MissingLayer {
-                image_id: record.image_id.clone(),
-                diff_id: lost.map(|hex| super::digest_of(hex)).unwrap_or_default(),
-            }
-        })?;
+        let image = state
+            .image(&record, config, |name| self.is_pinned(name))
+            .ok_or_else(|| {
+                let lost = record.layers.iter().find(|hex| !state.layers.contains_key(*hex));
+                ImageError::MissingLayer {
+                    image_id: record.image_id.clone(),
+                    diff_id: lost.map(|hex| super::digest_of(hex)).unwrap_or_default(),
+                }
+            })?;
         let image = Arc::new(image);
         if let Some(hex) = hex_of(image.id.as_str()) {
             // An image that was removed and is still held is one again.
@@ -132,9 +155,16 @@ fn check_layers(image_id: &str, config: &ImageConfiguration, layers: &[LayerInfo
     let diff_ids = config.rootfs().diff_ids();
     if diff_ids.len() > MAX_LAYERS {
         let image_id = image_id.to_owned();
-        return Err(ImageError::TooManyLayers { image_id, layers: diff_ids.len(), limit: MAX_LAYERS });
+        return Err(ImageError::TooManyLayers {
+            image_id,
+            layers: diff_ids.len(),
+            limit: MAX_LAYERS,
+        });
     }
-    let missing = |diff_id: &str| ImageError::MissingLayer { image_id: image_id.to_owned(), diff_id: diff_id.into() };
+    let missing = |diff_id: &str| ImageError::MissingLayer {
+        image_id: image_id.to_owned(),
+        diff_id: diff_id.into(),
+    };
     for (at, diff_id) in diff_ids.iter().enumerate() {
         if layers.get(at).is_none_or(|layer| layer.diff_id != *diff_id) {
             return Err(missing(diff_id));

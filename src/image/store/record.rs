@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::RootAttributes;
 use super::layout::Scratch;
 use super::unpack::Unpacked;
-use crate::image::ImageError;
+use crate::image::{Documents, ImageError};
 
 /// The form of both records; a record of another version is left out.
 const VERSION: u32 = 1;
@@ -57,16 +57,24 @@ impl LayerMeta {
     pub(super) fn write(&self, scratch: &Scratch, implicit: &[Vec<u8>]) -> Result<(), ImageError> {
         let names = scratch.path().join(IMPLICIT);
         if !implicit.is_empty() {
-            write_new(&names, &implicit.join(&0)).map(drop).map_err(ImageError::io("write", &names))?;
+            write_new(&names, &implicit.join(&0))
+                .map(drop)
+                .map_err(ImageError::io("write", &names))?;
         }
         let path = scratch.path().join(LAYER_META);
-        write_new(&path, &to_json(self)).map(drop).map_err(ImageError::io("write", &path))
+        write_new(&path, &to_json(self))
+            .map(drop)
+            .map_err(ImageError::io("write", &path))
     }
 
     /// Reads the record of the layer in `dir`.
     pub(super) fn read(dir: &Path) -> io::Result<Self> {
         let meta: Self = serde_json::from_slice(&read_capped(&dir.join(LAYER_META))?)?;
-        if meta.version == VERSION { Ok(meta) } else { Err(io::ErrorKind::Unsupported.into()) }
+        if meta.version == VERSION {
+            Ok(meta)
+        } else {
+            Err(io::ErrorKind::Unsupported.into())
+        }
     }
 
     /// The names of the implicit directories of the layer in `dir`.
@@ -94,7 +102,15 @@ impl ImageRecord {
     /// A record without references.
     pub(super) fn new(image_id: String, manifest_digest: String, layers: Vec<String>, sources: Vec<String>) -> Self {
         let (repo_tags, repo_digests) = (Vec::new(), Vec::new());
-        Self { version: VERSION, image_id, manifest_digest, repo_tags, repo_digests, layers, sources }
+        Self {
+            version: VERSION,
+            image_id,
+            manifest_digest,
+            repo_tags,
+            repo_digests,
+            layers,
+            sources,
+        }
     }
 
     /// Adds references that are not there yet.
@@ -114,7 +130,10 @@ impl ImageRecord {
         }
         let config = read_capped(&dir.join(CONFIG))?;
         if record.image_id != format!("sha256:{:x}", Sha256::digest(&config)) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "configuration has another digest"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "configuration has another digest",
+            ));
         }
         let config = ImageConfiguration::from_reader(&config[..]).map_err(io::Error::other)?;
         Ok((record, config))
@@ -122,9 +141,15 @@ impl ImageRecord {
 
     /// Writes record, configuration and manifest into a new directory and syncs them.
     pub(super) fn write_all(&self, dir: &Path, config: &[u8], manifest: &[u8]) -> Result<(), ImageError> {
-        for (name, bytes) in [(CONFIG, config), (MANIFEST, manifest), (IMAGE_RECORD, &to_json(self)[..])] {
+        for (name, bytes) in [
+            (CONFIG, config),
+            (MANIFEST, manifest),
+            (IMAGE_RECORD, &to_json(self)[..]),
+        ] {
             let path = dir.join(name);
-            write_new(&path, bytes).and_then(|file| file.sync_all()).map_err(ImageError::io("write", &path))?;
+            write_new(&path, bytes)
+                .and_then(|file| file.sync_all())
+                .map_err(ImageError::io("write", &path))?;
         }
         sync_dir(dir)
     }
@@ -140,21 +165,19 @@ pub(super) fn replace_manifest(dir: &Path, manifest: &[u8]) -> Result<(), ImageE
     replace(dir, MANIFEST, manifest)
 }
 
-/// The configuration of the image in `dir`, byte for byte.
-pub(super) fn read_config(dir: &Path) -> Result<Vec<u8>, ImageError> {
-    let path = dir.join(CONFIG);
-    read_capped(&path).map_err(ImageError::io("read", &path))
-}
-
-/// The manifest of the image in `dir`, byte for byte.
-pub(super) fn read_manifest(dir: &Path) -> Result<Vec<u8>, ImageError> {
-    let path = dir.join(MANIFEST);
-    read_capped(&path).map_err(ImageError::io("read", &path))
+/// Configuration and manifest of the image in `dir`.
+pub(super) fn read_documents(dir: &Path) -> io::Result<Documents> {
+    Ok(Documents {
+        config: read_capped(&dir.join(CONFIG))?,
+        manifest: read_capped(&dir.join(MANIFEST))?,
+    })
 }
 
 /// Makes the names in `dir` last.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), ImageError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(ImageError::io("sync", dir))
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(ImageError::io("sync", dir))
 }
 
 fn to_json<T: Serialize>(record: &T) -> Vec<u8> {
@@ -176,7 +199,9 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), ImageError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    let written = write_new(&new, bytes).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&new, &path));
+    let written = write_new(&new, bytes)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| fs::rename(&new, &path));
     if let Err(error) = written {
         // What is left would only take space; the next replacement removes it, too.
         let _ = fs::remove_file(&new);
@@ -188,5 +213,9 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), ImageError> {
 fn read_capped(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_BYTES { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+    if bytes.len() as u64 > MAX_BYTES {
+        Err(io::ErrorKind::FileTooLarge.into())
+    } else {
+        Ok(bytes)
+    }
 }

@@ -11,10 +11,14 @@ impl Store {
     /// Removes an image with all its references, and the layers that nothing else needs. Layers of an image that is
     /// held stay until its last lease goes. An image that is not there is removed already.
     pub fn remove_image(&self, image_id: &ImageId) -> Result<(), ImageError> {
-        let Some(hex) = hex_of(image_id.as_str()) else { return Ok(()) };
+        let Some(hex) = hex_of(image_id.as_str()) else {
+            return Ok(());
+        };
         let _commit = self.lock_commits();
         let mut state = self.lock();
-        let Some(known) = state.images.get_mut(image_id).filter(|known| known.listed) else { return Ok(()) };
+        let Some(known) = state.images.get_mut(image_id).filter(|known| known.listed) else {
+            return Ok(());
+        };
         let place = self.layout.manifest(hex);
         if known.leases > 0 || state.recovering {
             // After a restart nobody has said yet who holds it.

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use oci_spec::image::ImageConfiguration;
 
+use super::RootAttributes;
 use super::index::Index;
 use super::layout::Layout;
 use super::record::{ImageRecord, LayerMeta};
-use super::RootAttributes;
 use crate::image::{Image, ImageUser};
 use crate::model::ImageId;
 
@@ -26,13 +26,22 @@ pub(super) struct Layer {
 
 impl Layer {
     pub(super) fn orphan(meta: LayerMeta) -> Self {
-        Self { meta, images: 0, pins: 0, orphaned: Some(Instant::now()) }
+        Self {
+            meta,
+            images: 0,
+            pins: 0,
+            orphaned: Some(Instant::now()),
+        }
     }
 
     /// Somebody came or went.
     fn settle(&mut self) {
         let needed = self.images > 0 || self.pins > 0;
-        self.orphaned = if needed { None } else { self.orphaned.or_else(|| Some(Instant::now())) };
+        self.orphaned = if needed {
+            None
+        } else {
+            self.orphaned.or_else(|| Some(Instant::now()))
+        };
     }
 }
 
@@ -57,13 +66,19 @@ pub(super) struct State {
 impl State {
     /// Bytes and inodes of all layers.
     pub(super) fn usage(&self) -> (u64, u64) {
-        self.layers
-            .values()
-            .fold((0, 0), |(bytes, inodes), layer| (bytes + layer.meta.size_bytes, inodes + layer.meta.inodes))
+        self.layers.values().fold((0, 0), |(bytes, inodes), layer| {
+            (bytes + layer.meta.size_bytes, inodes + layer.meta.inodes)
+        })
     }
 
     pub(super) fn index(&self) -> Index {
-        Index::new(self.images.values().filter(|known| known.listed).map(|known| known.image.clone()), self.usage())
+        Index::new(
+            self.images
+                .values()
+                .filter(|known| known.listed)
+                .map(|known| known.image.clone()),
+            self.usage(),
+        )
     }
 
     pub(super) fn pin(&mut self, hex: &str) -> Option<&LayerMeta> {
@@ -75,7 +90,9 @@ impl State {
 
     /// Whether the layer is an orphan now.
     pub(super) fn unpin(&mut self, hex: &str) -> bool {
-        let Some(layer) = self.layers.get_mut(hex) else { return false };
+        let Some(layer) = self.layers.get_mut(hex) else {
+            return false;
+        };
         layer.pins -= 1;
         layer.settle();
         layer.orphaned.is_some()
@@ -90,7 +107,15 @@ impl State {
             }
         }
         let id = image.id.clone();
-        let old = self.images.insert(id.clone(), Known { image, record, leases: 0, listed });
+        let old = self.images.insert(
+            id.clone(),
+            Known {
+                image,
+                record,
+                leases: 0,
+                listed,
+            },
+        );
         if let Some(old) = old {
             self.release(&old.record);
             self.images.get_mut(&id).expect("it was inserted above").leases = old.leases;
@@ -108,7 +133,9 @@ impl State {
 
     /// Forgets an image and discards the layers that only it needed.
     pub(super) fn forget(&mut self, image_id: &ImageId, layout: &Layout) {
-        let Some(known) = self.images.remove(image_id) else { return };
+        let Some(known) = self.images.remove(image_id) else {
+            return;
+        };
         self.release(&known.record);
         let gone = needed(&known.record);
         self.discard_orphans(layout, |hex, _| gone.contains(hex));
@@ -138,17 +165,36 @@ impl State {
         config: ImageConfiguration,
         is_pinned: impl Fn(&str) -> bool,
     ) -> Option<Image> {
-        let metas =
-            record.layers.iter().map(|hex| Some((hex, &self.layers.get(hex)?.meta))).collect::<Option<Vec<_>>>()?;
-        let default = RootAttributes { mode: 0o755, uid: 0, gid: 0 };
-        let user = config.config().as_ref().and_then(|config| config.user().as_deref()).and_then(ImageUser::parse);
+        let metas = record
+            .layers
+            .iter()
+            .map(|hex| Some((hex, &self.layers.get(hex)?.meta)))
+            .collect::<Option<Vec<_>>>()?;
+        let default = RootAttributes {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        };
+        let user = config
+            .config()
+            .as_ref()
+            .and_then(|config| config.user().as_deref())
+            .and_then(ImageUser::parse);
         Some(Image {
             id: ImageId::new(&record.image_id),
             repo_tags: record.repo_tags.clone(),
             repo_digests: record.repo_digests.clone(),
-            size_bytes: metas.iter().map(|(_, meta)| meta.size_bytes).sum(),
+            size_bytes: needed(record)
+                .iter()
+                .filter_map(|hex| self.layers.get(hex))
+                .map(|l| l.meta.size_bytes)
+                .sum(),
             user,
-            pinned: record.repo_tags.iter().chain(&record.repo_digests).any(|name| is_pinned(name)),
+            pinned: record
+                .repo_tags
+                .iter()
+                .chain(&record.repo_digests)
+                .any(|name| is_pinned(name)),
             layers: config.rootfs().diff_ids().clone(),
             manifest_digest: record.manifest_digest.clone(),
             root: metas.iter().rev().find_map(|(_, meta)| meta.root).unwrap_or(default),

@@ -50,7 +50,11 @@ impl<'a> Header<'a> {
             Format::Star => until_nul(self.field(345, 131)),
             Format::V7 | Format::Gnu => b"",
         };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, b"/", name].concat()
+        }
     }
 
     pub(super) fn link(&self) -> Vec<u8> {

@@ -12,9 +12,9 @@ mod sparse;
 
 use std::io::{self, BufRead};
 
-pub(in crate::image::store) use self::sparse::Extent;
 use self::header::Header;
 use self::pax::Overrides;
+pub(in crate::image::store) use self::sparse::Extent;
 use super::LayerError;
 
 /// Headers and data are padded to this.
@@ -78,11 +78,20 @@ pub(super) struct Archive<R> {
 impl<R: BufRead> Archive<R> {
     /// Reads an archive of `max_headers` header blocks at most.
     pub(super) fn new(reader: R, max_headers: u64) -> Self {
-        Self { reader, remaining: 0, padding: 0, headers_left: max_headers, current: Vec::new() }
+        Self {
+            reader,
+            remaining: 0,
+            padding: 0,
+            headers_left: max_headers,
+            current: Vec::new(),
+        }
     }
 
     fn malformed(&self, reason: &'static str) -> LayerError {
-        LayerError::Malformed { entry: printable(&self.current), reason }
+        LayerError::Malformed {
+            entry: printable(&self.current),
+            reason,
+        }
     }
 
     /// The next entry, or `None` at the end of the archive. What was left of the one before is skipped.
@@ -109,7 +118,11 @@ impl<R: BufRead> Archive<R> {
                 b'g' => drop(self.extension(size)?),
                 b'L' => long_path = Some(self.long_name(size)?),
                 b'K' => long_link = Some(self.long_name(size)?),
-                _ => return self.entry(&header, kind, size, overrides, long_path, long_link).map(Some),
+                _ => {
+                    return self
+                        .entry(&header, kind, size, overrides, long_path, long_link)
+                        .map(Some);
+                }
             }
         }
     }
@@ -140,11 +153,23 @@ impl<R: BufRead> Archive<R> {
             b'4' => Kind::BlockDevice,
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
-            _ => return Err(LayerError::Refused { entry: printable(&path), reason: "unknown type of entry" }),
+            _ => {
+                return Err(LayerError::Refused {
+                    entry: printable(&path),
+                    reason: "unknown type of entry",
+                });
+            }
         };
-        let fail = |reason| LayerError::Malformed { entry: printable(&path), reason };
+        let fail = |reason| LayerError::Malformed {
+            entry: printable(&path),
+            reason,
+        };
         // Only files have data; what others say in the size field is a size elsewhere.
-        let stored = if made == Kind::File { overrides.size.unwrap_or(size) } else { 0 };
+        let stored = if made == Kind::File {
+            overrides.size.unwrap_or(size)
+        } else {
+            0
+        };
         self.remaining = stored;
         self.padding = stored.next_multiple_of(BLOCK as u64) - stored;
 
@@ -173,18 +198,34 @@ impl<R: BufRead> Archive<R> {
         let gid = id(overrides.gid.map_or_else(|| header.gid(), Ok).map_err(fail)?)?;
         let mode = header.mode().map_err(fail)?;
         let mode = u32::try_from(mode & 0o7777).map_err(|_| fail("mode is out of range"))?;
-        let mtime = overrides.mtime.map_or_else(|| header.mtime().map(|s| (s, 0)), Ok).map_err(fail)?;
+        let mtime = overrides
+            .mtime
+            .map_or_else(|| header.mtime().map(|s| (s, 0)), Ok)
+            .map_err(fail)?;
         let device = match made {
             Kind::CharDevice | Kind::BlockDevice => match header.device().map_err(fail)? {
-                (major @ 0..=0xfff, minor @ 0..=0xf_ffff) => {
-                    (u32::try_from(major).expect("12 bits fit"), u32::try_from(minor).expect("20 bits fit"))
-                }
+                (major @ 0..=0xfff, minor @ 0..=0xf_ffff) => (
+                    u32::try_from(major).expect("12 bits fit"),
+                    u32::try_from(minor).expect("20 bits fit"),
+                ),
                 _ => return Err(fail("device number is out of range")),
             },
             _ => (0, 0),
         };
         let xattrs = overrides.xattrs;
-        Ok(Entry { path, kind: made, link, mode, uid, gid, mtime, device, size: real_size, extents, xattrs })
+        Ok(Entry {
+            path,
+            kind: made,
+            link,
+            mode,
+            uid,
+            gid,
+            mtime,
+            device,
+            size: real_size,
+            extents,
+            xattrs,
+        })
     }
 
     /// Gives out the next stored bytes of the current entry, at most `limit`; none when they are at their end.
@@ -236,7 +277,10 @@ impl<R: BufRead> Archive<R> {
     fn header_block(&mut self) -> Result<Option<[u8; BLOCK]>, LayerError> {
         let Some(block) = self.block()? else { return Ok(None) };
         if block != [0; BLOCK] {
-            self.headers_left = self.headers_left.checked_sub(1).ok_or_else(|| self.malformed("too many headers"))?;
+            self.headers_left = self
+                .headers_left
+                .checked_sub(1)
+                .ok_or_else(|| self.malformed("too many headers"))?;
             return Ok(Some(block));
         }
         match self.block()? {
@@ -306,5 +350,8 @@ fn fill(reader: &mut impl BufRead) -> io::Result<&[u8]> {
 }
 
 fn cut(entry: &[u8]) -> LayerError {
-    LayerError::Malformed { entry: printable(entry), reason: "archive ends in the middle" }
+    LayerError::Malformed {
+        entry: printable(entry),
+        reason: "archive ends in the middle",
+    }
 }

@@ -85,7 +85,10 @@ impl Sparse {
             b"numbytes" => {
                 let offset = self.offset.take().ok_or("sparse map has a length without an offset")?;
                 self.has_map = true;
-                self.map.push(Extent { offset, len: decimal(value)? });
+                self.map.push(Extent {
+                    offset,
+                    len: decimal(value)?,
+                });
             }
             b"numblocks" => self.has_map = true,
             b"map" => {
@@ -94,7 +97,10 @@ impl Sparse {
                 let mut numbers = value.split(|byte| *byte == b',').filter(|number| !number.is_empty());
                 while let Some(offset) = numbers.next() {
                     let len = numbers.next().ok_or("sparse map has an offset without a length")?;
-                    self.map.push(Extent { offset: decimal(offset)?, len: decimal(len)? });
+                    self.map.push(Extent {
+                        offset: decimal(offset)?,
+                        len: decimal(len)?,
+                    });
                 }
             }
             _ => {}
@@ -122,7 +128,9 @@ pub(super) fn decimal(digits: &[u8]) -> Result<u64, &'static str> {
     }
     digits
         .iter()
-        .try_fold(0u64, |sum, digit| sum.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
+        .try_fold(0u64, |sum, digit| {
+            sum.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+        })
         .filter(|number| i64::try_from(*number).is_ok())
         .ok_or("number in extended header is too big")
 }
@@ -142,8 +150,9 @@ fn time(value: &[u8]) -> Result<(i64, u32), &'static str> {
         return Err("number in extended header is malformed");
     }
     let seconds = signed(whole)?;
-    let nanoseconds =
-        (0..9).fold(0u32, |sum, at| sum * 10 + fraction.get(at).map_or(0, |digit| u32::from(digit - b'0')));
+    let nanoseconds = (0..9).fold(0u32, |sum, at| {
+        sum * 10 + fraction.get(at).map_or(0, |digit| u32::from(digit - b'0'))
+    });
     if whole.starts_with(b"-") && nanoseconds > 0 {
         return Ok((seconds - 1, 1_000_000_000 - nanoseconds));
     }
@@ -157,15 +166,15 @@ mod tests {
     #[test]
     fn records_are_counted_exactly() {
         let mut overrides = Overrides::default();
-        overrides.read(b"10 path=a\n\x32\x30 SCHILY.xattr.u=\n\0\n").unwrap();
+        overrides.read(b"10 path=a\n\x32\x31 SCHILY.xattr.u=\n\0\n").unwrap();
         assert_eq!(overrides.path.as_deref(), Some(&b"a"[..]));
         assert_eq!(overrides.xattrs, [(b"u".to_vec(), b"\n\0".to_vec())]);
         for wrong in [
-            &b"9 path=a\n"[..],
+            &b"8 path=a\n"[..],
             b"11 path=a\n",
             b"99999999999999999999 path=a\n",
             b"-10 path=a\n",
-            b"8 path a\n",
+            b"9 path a\n",
             b"11 path=a\0\n",
             b"10 size=-1\n",
             b"28 size=9223372036854775808\n",

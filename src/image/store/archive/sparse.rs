@@ -21,9 +21,16 @@ pub(super) fn old_gnu(pairs: &[u8], map: &mut Vec<Extent>) -> Result<(), &'stati
         }
         let (offset, len) = (header::number(&pair[..12])?, header::number(&pair[12..])?);
         let unsigned = |n: i64| u64::try_from(n).map_err(|_| "sparse map has a negative number");
-        map.push(Extent { offset: unsigned(offset)?, len: unsigned(len)? });
+        map.push(Extent {
+            offset: unsigned(offset)?,
+            len: unsigned(len)?,
+        });
     }
-    if map.len() > MAX_EXTENTS { Err("sparse map is too long") } else { Ok(()) }
+    if map.len() > MAX_EXTENTS {
+        Err("sparse map is too long")
+    } else {
+        Ok(())
+    }
 }
 
 /// Reads the map of pax version 1.0, which stands before the data: a count, then offsets and lengths, one a line.
@@ -54,7 +61,10 @@ pub(super) fn pax_1_0<E>(
     }
     let mut map = Vec::new();
     for _ in 0..count {
-        map.push(Extent { offset: number()?, len: number()? });
+        map.push(Extent {
+            offset: number()?,
+            len: number()?,
+        });
     }
     Ok(map)
 }
@@ -73,7 +83,11 @@ pub(super) fn check(map: &[Extent], stored: u64, real_size: u64) -> Result<(), &
             return Err("sparse map goes past the end of the file");
         }
     }
-    if sum == stored { Ok(()) } else { Err("sparse map and stored size disagree") }
+    if sum == stored {
+        Ok(())
+    } else {
+        Err("sparse map and stored size disagree")
+    }
 }
 
 #[cfg(test)]
@@ -83,7 +97,13 @@ mod tests {
     #[test]
     fn maps_that_lie_are_found() {
         let map = |pairs: &[(u64, u64)]| -> Vec<Extent> {
-            pairs.iter().map(|(offset, len)| Extent { offset: *offset, len: *len }).collect()
+            pairs
+                .iter()
+                .map(|(offset, len)| Extent {
+                    offset: *offset,
+                    len: *len,
+                })
+                .collect()
         };
         assert_eq!(check(&map(&[(0, 1), (4096, 2), (9000, 0)]), 3, 9000), Ok(()));
         assert!(check(&map(&[(0, 2), (1, 1)]), 3, 9000).is_err());

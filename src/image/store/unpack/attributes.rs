@@ -29,16 +29,37 @@ impl Unpacker<'_> {
     /// Remembers what the directory `path` will be given at the end.
     pub(super) fn remember_directory(&mut self, path: Vec<u8>, entry: &Entry) -> Result<(), LayerError> {
         let xattrs: Vec<_> = entry.xattrs.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
-        self.remember(path.len() + xattrs.iter().map(|(name, value)| name.len() + value.len() + 48).sum::<usize>())?;
-        let Entry { mode, uid, gid, mtime, .. } = *entry;
-        self.directories.push(Directory { path, mode, uid, gid, mtime, xattrs });
+        self.remember(
+            path.len()
+                + xattrs
+                    .iter()
+                    .map(|(name, value)| name.len() + value.len() + 48)
+                    .sum::<usize>(),
+        )?;
+        let Entry {
+            mode, uid, gid, mtime, ..
+        } = *entry;
+        self.directories.push(Directory {
+            path,
+            mode,
+            uid,
+            gid,
+            mtime,
+            xattrs,
+        });
         Ok(())
     }
 }
 
 fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds.into(),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }
 
 /// Whether an extended attribute is the image's business. The others speak to the host's kernel.
@@ -88,15 +109,23 @@ pub(super) fn set_by_name(dir: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(
 pub(super) fn set_on_directory(root: &OwnedFd, directory: &Directory) -> Result<(), LayerError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let path = if directory.path.is_empty() { b"." } else { &directory.path[..] };
+    let path = if directory.path.is_empty() {
+        b"."
+    } else {
+        &directory.path[..]
+    };
     let fd = match openat2(root, path, flags, Mode::empty(), beneath) {
         Ok(fd) => fd,
         // A later entry replaced it or a directory above it.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
         Err(error) => return Err(failed("open directory", path)(error)),
     };
-    fchown(&fd, Some(Uid::from_raw(directory.uid)), Some(Gid::from_raw(directory.gid)))
-        .map_err(failed("set owner of", path))?;
+    fchown(
+        &fd,
+        Some(Uid::from_raw(directory.uid)),
+        Some(Gid::from_raw(directory.gid)),
+    )
+    .map_err(failed("set owner of", path))?;
     fchmod(&fd, Mode::from_raw_mode(directory.mode)).map_err(failed("set mode of", path))?;
     set_xattrs(&fd, &directory.xattrs, path)?;
     futimens(&fd, &times(directory.mtime)).map_err(failed("set time of", path))

@@ -50,7 +50,11 @@ pub(super) struct Unpacked {
 
 fn failed(op: &'static str, entry: &[u8]) -> impl FnOnce(Errno) -> LayerError {
     let entry = printable(entry);
-    move |error| LayerError::Io { op, entry, source: io::Error::from(error) }
+    move |error| LayerError::Io {
+        op,
+        entry,
+        source: io::Error::from(error),
+    }
 }
 
 fn blocks(bytes: u64) -> u64 {
@@ -73,17 +77,27 @@ struct Unpacker<'a> {
 /// Unpacks `archive` into the empty directory `root`. Call it in a thread of its own: it changes the thread's umask.
 pub(super) fn unpack(archive: impl BufRead, root: OwnedFd, limits: &Limits) -> Result<Unpacked, LayerError> {
     // The umask is the process's unless the thread stops sharing it. Without it open(2) sets the whole mode at once.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)
-        .map_err(|e| LayerError::Io { op: "unshare umask of", entry: "unpacker".into(), source: e.into() })?;
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).map_err(|e| LayerError::Io {
+        op: "unshare umask of",
+        entry: "unpacker".into(),
+        source: e.into(),
+    })?;
     rustix::process::umask(Mode::empty());
     let mut unpacker = Unpacker {
-        root: Dir { fd: Rc::new(root), path: Vec::new() },
+        root: Dir {
+            fd: Rc::new(root),
+            path: Vec::new(),
+        },
         limits,
         open_dirs: HashMap::new(),
         directories: Vec::new(),
         implicit: HashSet::new(),
         remembered: 0,
-        made: Unpacked { size_bytes: DISK_BLOCK, inodes: 1, ..Unpacked::default() },
+        made: Unpacked {
+            size_bytes: DISK_BLOCK,
+            inodes: 1,
+            ..Unpacked::default()
+        },
         recount: false,
     };
     let mut archive = Archive::new(archive, limits.entries.saturating_mul(4));
@@ -95,12 +109,19 @@ pub(super) fn unpack(archive: impl BufRead, root: OwnedFd, limits: &Limits) -> R
 
 impl Unpacker<'_> {
     fn entry(&mut self, archive: &mut Archive<impl BufRead>, entry: &Entry) -> Result<(), LayerError> {
-        let refuse = |reason| LayerError::Refused { entry: printable(&entry.path), reason };
+        let refuse = |reason| LayerError::Refused {
+            entry: printable(&entry.path),
+            reason,
+        };
         let parts = components(&entry.path)?;
         let Some((name, parents)) = parts.split_last() else {
             return match entry.kind {
                 Kind::Directory => {
-                    self.made.root = Some(RootAttributes { mode: entry.mode, uid: entry.uid, gid: entry.gid });
+                    self.made.root = Some(RootAttributes {
+                        mode: entry.mode,
+                        uid: entry.uid,
+                        gid: entry.gid,
+                    });
                     self.remember_directory(Vec::new(), entry)
                 }
                 _ => Err(refuse("the root of a layer is a directory")),
@@ -129,7 +150,10 @@ impl Unpacker<'_> {
         self.made.inodes += 1;
         self.made.size_bytes += blocks(bytes);
         if self.made.inodes > self.limits.entries {
-            return Err(LayerError::Limit { what: "entries", limit: self.limits.entries });
+            return Err(LayerError::Limit {
+                what: "entries",
+                limit: self.limits.entries,
+            });
         }
         Ok(())
     }
@@ -137,7 +161,10 @@ impl Unpacker<'_> {
     fn remember(&mut self, path_len: usize) -> Result<(), LayerError> {
         self.remembered += path_len as u64 + 96;
         if self.remembered > MAX_REMEMBERED {
-            return Err(LayerError::Limit { what: "bytes of directory names", limit: MAX_REMEMBERED });
+            return Err(LayerError::Limit {
+                what: "bytes of directory names",
+                limit: MAX_REMEMBERED,
+            });
         }
         Ok(())
     }
@@ -180,17 +207,28 @@ impl Unpacker<'_> {
         archive: &mut Archive<impl BufRead>,
     ) -> Result<(), LayerError> {
         if entry.size > self.limits.file_bytes {
-            return Err(LayerError::Limit { what: "bytes in one file", limit: self.limits.file_bytes });
+            return Err(LayerError::Limit {
+                what: "bytes in one file",
+                limit: self.limits.file_bytes,
+            });
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(entry.mode & 0o777);
-        let file = self.replacing(dir, name, &entry.path, || rustix::fs::openat(&*dir.fd, name, flags, mode))?;
+        let file = self.replacing(dir, name, &entry.path, || {
+            rustix::fs::openat(&*dir.fd, name, flags, mode)
+        })?;
         let stored = match &entry.extents {
             None => write_data(archive, file.as_fd(), entry, entry.size, None)?,
             Some(extents) => {
                 let mut stored = 0;
                 for extent in extents {
-                    stored += blocks(write_data(archive, file.as_fd(), entry, extent.len, Some(extent.offset))?);
+                    stored += blocks(write_data(
+                        archive,
+                        file.as_fd(),
+                        entry,
+                        extent.len,
+                        Some(extent.offset),
+                    )?);
                 }
                 rustix::fs::ftruncate(&file, entry.size).map_err(failed("set size of", &entry.path))?;
                 stored
@@ -201,18 +239,26 @@ impl Unpacker<'_> {
     }
 
     fn put_symlink(&mut self, dir: &Dir, name: &[u8], entry: &Entry) -> Result<(), LayerError> {
-        let refuse = |reason| LayerError::Refused { entry: printable(&entry.path), reason };
+        let refuse = |reason| LayerError::Refused {
+            entry: printable(&entry.path),
+            reason,
+        };
         if entry.link.is_empty() || entry.link.len() > 4095 {
             return Err(refuse("symlink target is empty or too long"));
         }
-        self.replacing(dir, name, &entry.path, || rustix::fs::symlinkat(&entry.link[..], &*dir.fd, name))?;
+        self.replacing(dir, name, &entry.path, || {
+            rustix::fs::symlinkat(&entry.link[..], &*dir.fd, name)
+        })?;
         attributes::set_by_name(&dir.fd, name, entry)?;
         // Short targets lie in the inode.
         self.count(if entry.link.len() < 60 { 0 } else { DISK_BLOCK })
     }
 
     fn put_hard_link(&mut self, dir: &Dir, name: &[u8], entry: &Entry) -> Result<(), LayerError> {
-        let refuse = |reason| LayerError::Refused { entry: printable(&entry.path), reason };
+        let refuse = |reason| LayerError::Refused {
+            entry: printable(&entry.path),
+            reason,
+        };
         let parts = components(&entry.link)?;
         let Some((target, parents)) = parts.split_last() else {
             return Err(refuse("hard link to the root"));

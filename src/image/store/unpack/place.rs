@@ -36,7 +36,11 @@ pub(super) struct Dir {
 
 impl Dir {
     pub(super) fn join(&self, name: &[u8]) -> Vec<u8> {
-        if self.path.is_empty() { name.to_vec() } else { [&self.path[..], b"/", name].concat() }
+        if self.path.is_empty() {
+            name.to_vec()
+        } else {
+            [&self.path[..], b"/", name].concat()
+        }
     }
 }
 
@@ -49,12 +53,17 @@ pub(super) enum Missing {
 
 /// Splits a name into components. Leading slashes, `.` and empty components mean nothing; `..` is refused.
 pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, LayerError> {
-    let refuse = |reason| LayerError::Refused { entry: printable(path), reason };
+    let refuse = |reason| LayerError::Refused {
+        entry: printable(path),
+        reason,
+    };
     if path.len() > MAX_PATH {
         return Err(refuse("path is too long"));
     }
-    let parts: Vec<&[u8]> =
-        path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
+    let parts: Vec<&[u8]> = path
+        .split(|byte| *byte == b'/')
+        .filter(|part| !part.is_empty() && *part != b".")
+        .collect();
     for part in &parts {
         if *part == b".." {
             return Err(refuse("path contains .."));
@@ -66,7 +75,11 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, LayerError> {
             return Err(refuse("name contains NUL"));
         }
     }
-    if parts.len() > MAX_DEPTH { Err(refuse("path is too deep")) } else { Ok(parts) }
+    if parts.len() > MAX_DEPTH {
+        Err(refuse("path is too deep"))
+    } else {
+        Ok(parts)
+    }
 }
 
 impl Unpacker<'_> {
@@ -83,7 +96,10 @@ impl Unpacker<'_> {
         let beneath =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let dir = match rustix::fs::openat2(&*self.root.fd, &key[..], flags, Mode::empty(), beneath) {
-            Ok(fd) => Dir { fd: Rc::new(fd), path: key.clone() },
+            Ok(fd) => Dir {
+                fd: Rc::new(fd),
+                path: key.clone(),
+            },
             Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => self.walk(parts, missing, entry)?,
             Err(error) => return Err(failed("open directory of", entry)(error)),
         };
@@ -96,7 +112,10 @@ impl Unpacker<'_> {
 
     /// Goes down one component at a time, following symlinks inside the layer and making what is missing.
     fn walk(&mut self, parts: &[&[u8]], missing: Missing, entry: &[u8]) -> Result<Dir, LayerError> {
-        let refuse = |reason| LayerError::Refused { entry: printable(entry), reason };
+        let refuse = |reason| LayerError::Refused {
+            entry: printable(entry),
+            reason,
+        };
         let mut todo: VecDeque<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
         let mut way: Vec<Dir> = vec![self.root.clone()];
         let mut symlinks = 0;

@@ -29,7 +29,10 @@ impl Unpacker<'_> {
     }
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Depth is limited by what can be unpacked.
 fn remove(dir: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {

@@ -27,7 +27,10 @@ impl Unpacker<'_> {
             return Ok(false);
         };
         if matches!(hidden, b"" | b"." | b"..") {
-            return Err(LayerError::Refused { entry: printable(&entry.path), reason: "whiteout of no name" });
+            return Err(LayerError::Refused {
+                entry: printable(&entry.path),
+                reason: "whiteout of no name",
+            });
         }
         if name == OPAQUE {
             let dir = self.directory(parents, Missing::Make, &entry.path)?;

@@ -1,0 +1,34 @@
+"""crispd, as hack/build leaves it."""
+
+from harness import cni, paths
+from harness.runtime import Runtime
+
+
+class Crisp(Runtime):
+    name = "crisp"
+    cgroups_left = ("/crisp",)
+
+    def prepare(self):
+        self.socket = self.directory / "run" / "crisp.sock"
+        self._options = ["--dir", self.directory, "--lib-dir", paths.BIN]
+        if self.mirrors:
+            self._options += ["--registry-config-dir", self.mirrors]
+        if self.network == "cni":
+            confs = cni.write_conflist(self.directory / "cni")
+            self._options += ["--network", "cni", "--cni-conf-dir", confs, "--cni-bin-dir", cni.plugins()]
+        else:
+            self._options += ["--network", "embedded"]
+
+    def argv(self):
+        return [paths.BIN / "crispd", *self._options]
+
+    def known_ids(self):
+        # pods/<sandbox>/ in both directories; per container a directory or a file named by its id below that.
+        found = set()
+        for pods in (self.directory / "lib" / "pods", self.directory / "run" / "pods"):
+            for path in pods.rglob("*") if pods.exists() else ():
+                if len(path.stem) >= 32 and all(digit in "0123456789abcdef" for digit in path.stem):
+                    found.add(path.stem)
+                if len(path.relative_to(pods).parts) == 1:
+                    found.add(path.name)
+        return found

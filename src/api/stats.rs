@@ -1,0 +1,95 @@
+//! Stats requests: which containers and pods are meant, handed to the collector.
+
+use tonic::Status;
+
+use super::Rooms;
+use super::error::status as failed;
+use super::list::{takes_container, takes_sandbox};
+use crate::container::{Container, State};
+use crate::cri;
+use crate::sandbox::Sandbox;
+use crate::stats::{ContainerTarget, NetworkTarget, PodTarget};
+use crate::sys::cgroup::Cgroup;
+
+/// ContainerStats.
+pub async fn container(rooms: &Rooms, id: &str) -> Result<cri::ContainerStatsResponse, Status> {
+    let container = rooms.containers.find(id).map_err(|e| failed(&e))?;
+    let stats = rooms.stats.container(container_target(rooms, &container)?).await.map_err(|e| failed(&e))?;
+    Ok(cri::ContainerStatsResponse { stats: Some(stats) })
+}
+
+/// The figures of the running containers that `filter` takes.
+pub async fn containers(rooms: &Rooms, filter: Option<&cri::ContainerStatsFilter>) -> Vec<cri::ContainerStats> {
+    let filter = filter.map(|filter| cri::ContainerFilter {
+        id: filter.id.clone(),
+        pod_sandbox_id: filter.pod_sandbox_id.clone(),
+        label_selector: filter.label_selector.clone(),
+        state: None,
+    });
+    let wanted = |container: &Container| takes_container(filter.as_ref(), container) && has_processes(container);
+    let found = rooms.containers.list(wanted);
+    let targets = found.iter().filter_map(|container| container_target(rooms, container).ok()).collect();
+    rooms.stats.containers(targets).await
+}
+
+/// PodSandboxStats.
+pub async fn pod_sandbox(rooms: &Rooms, id: &str) -> Result<cri::PodSandboxStatsResponse, Status> {
+    let sandbox = rooms.sandboxes.find(id).map_err(|e| failed(&e))?;
+    let stats = rooms.stats.pod(pod_target(rooms, &sandbox)?).await.map_err(|e| failed(&e))?;
+    Ok(cri::PodSandboxStatsResponse { stats: Some(stats) })
+}
+
+/// The figures of the ready pods that `filter` takes.
+pub async fn pod_sandboxes(rooms: &Rooms, filter: Option<&cri::PodSandboxStatsFilter>) -> Vec<cri::PodSandboxStats> {
+    let filter = filter.map(|filter| cri::PodSandboxFilter {
+        id: filter.id.clone(),
+        label_selector: filter.label_selector.clone(),
+        state: None,
+    });
+    let found = rooms.sandboxes.list(|sandbox| sandbox.is_ready() && takes_sandbox(filter.as_ref(), sandbox));
+    let targets = found.iter().filter_map(|sandbox| pod_target(rooms, sandbox).ok()).collect();
+    rooms.stats.pods(targets).await
+}
+
+fn has_processes(container: &Container) -> bool {
+    !matches!(container.state(), State::Exited { .. })
+}
+
+fn container_target(rooms: &Rooms, container: &Container) -> Result<ContainerTarget, Status> {
+    let record = &container.record;
+    Ok(ContainerTarget {
+        id: record.id.to_string(),
+        cgroup: open(rooms, &record.cgroup)?,
+        writable_layer: Some(rooms.containers.writable_layer(record)),
+        attributes: cri::ContainerAttributes {
+            id: record.id.to_string(),
+            metadata: record.config.metadata.clone(),
+            labels: record.config.labels.clone(),
+            annotations: record.config.annotations.clone(),
+        },
+    })
+}
+
+fn pod_target(rooms: &Rooms, sandbox: &Sandbox) -> Result<PodTarget, Status> {
+    let record = &sandbox.record;
+    let containers = rooms.containers.of_pod(&record.id);
+    let running = containers.iter().filter(|container| has_processes(container));
+    let network = record.netns.clone().zip(sandbox.status().pause);
+    Ok(PodTarget {
+        id: record.id.to_string(),
+        cgroup: Some(open(rooms, &record.cgroup_parent)?),
+        own_cgroup: open(rooms, &record.cgroup())?,
+        network: network.map(|(netns, pause)| NetworkTarget { pid: pause.pid, netns }),
+        containers: running.map(|container| container_target(rooms, container)).collect::<Result<_, _>>()?,
+        attributes: cri::PodSandboxAttributes {
+            id: record.id.to_string(),
+            metadata: record.config.metadata.clone(),
+            labels: record.config.labels.clone(),
+            annotations: record.config.annotations.clone(),
+        },
+    })
+}
+
+fn open(rooms: &Rooms, path: &str) -> Result<Cgroup, Status> {
+    Cgroup::open(&rooms.cgroups, path).map_err(|error| Status::internal(error.to_string()))
+}

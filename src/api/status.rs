@@ -1,0 +1,101 @@
+//! Version, Status, RuntimeConfig, and the statuses of a sandbox and a container.
+
+use std::collections::HashMap;
+
+use tonic::Status;
+
+use super::Rooms;
+use super::error::status as failed;
+use super::to_cri;
+use crate::container::now_ns;
+use crate::cri;
+
+/// Version (CRI: the runtime's version is a semantic one).
+pub fn version() -> cri::VersionResponse {
+    cri::VersionResponse {
+        version: "0.1.0".to_owned(),
+        runtime_name: "crisp".to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    }
+}
+
+/// RuntimeConfig: crisp manages cgroups by files, below the paths that the kubelet names.
+pub fn runtime_config() -> cri::RuntimeConfigResponse {
+    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+    cri::RuntimeConfigResponse { linux: Some(linux) }
+}
+
+/// Status: nothing here waits for anything.
+pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
+    let network = rooms.sandboxes.network_status().await;
+    let condition = |kind: &str, status, reason: String, message: String| cri::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason,
+        message,
+    };
+    let conditions = vec![
+        condition("RuntimeReady", true, String::new(), String::new()),
+        condition("NetworkReady", network.ready, network.reason, network.message),
+    ];
+    let mut info = HashMap::new();
+    if verbose {
+        info.insert("config".to_owned(), rooms.settings.to_string());
+    }
+    cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions }),
+        info,
+        runtime_handlers: vec![cri::RuntimeHandler {
+            name: String::new(),
+            features: Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
+        }],
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    }
+}
+
+/// PodSandboxStatus, with its containers as evented kubelets want it.
+pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSandboxStatusResponse, Status> {
+    let sandbox = rooms.sandboxes.find(id).map_err(|e| failed(&e))?;
+    let mut info = HashMap::new();
+    if verbose {
+        let status = sandbox.status();
+        let told = serde_json::json!({
+            "pid": status.pause.map(|pause| pause.pid),
+            "monitorPid": status.monitor_pid,
+            "netns": sandbox.record.netns,
+            "cgroup": sandbox.record.cgroup(),
+            "runtimeHandler": sandbox.record.runtime_handler,
+            "network": status.attached,
+        });
+        info.insert("info".to_owned(), told.to_string());
+    }
+    let containers = rooms.containers.of_pod(&sandbox.record.id);
+    Ok(cri::PodSandboxStatusResponse {
+        status: Some(to_cri::sandbox_status(&sandbox)),
+        info,
+        containers_statuses: containers.iter().map(|container| to_cri::container_status(container)).collect(),
+        timestamp: now_ns(),
+    })
+}
+
+/// ContainerStatus.
+pub fn container(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::ContainerStatusResponse, Status> {
+    let container = rooms.containers.find(id).map_err(|e| failed(&e))?;
+    let mut info = HashMap::new();
+    if verbose {
+        let state = container.state();
+        let told = serde_json::json!({
+            "sandboxID": container.record.sandbox_id,
+            "pid": state.process().map(|process| process.pid),
+            "cgroup": container.record.cgroup,
+            "stopSignal": container.record.stop_signal,
+        });
+        info.insert("info".to_owned(), told.to_string());
+    }
+    Ok(cri::ContainerStatusResponse { status: Some(to_cri::container_status(&container)), info })
+}

@@ -1,0 +1,133 @@
+//! What the rooms know, in the CRI's words.
+
+use crate::container::spec::stop_signal;
+use crate::container::{Container, State};
+use crate::cri;
+use crate::image::{Image, ImageUser};
+use crate::sandbox::{Sandbox, namespace_options};
+use crate::store::Exit;
+
+/// `PodSandbox.state`.
+pub fn sandbox_state(sandbox: &Sandbox) -> cri::PodSandboxState {
+    if sandbox.is_ready() { cri::PodSandboxState::SandboxReady } else { cri::PodSandboxState::SandboxNotready }
+}
+
+/// A sandbox, as listed.
+pub fn sandbox(sandbox: &Sandbox) -> cri::PodSandbox {
+    let record = &sandbox.record;
+    cri::PodSandbox {
+        id: record.id.to_string(),
+        metadata: record.config.metadata.clone(),
+        state: sandbox_state(sandbox).into(),
+        created_at: record.created_at_ns,
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
+    }
+}
+
+/// A sandbox, in full.
+pub fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
+    let record = &sandbox.record;
+    let mut ips = sandbox.ips().into_iter().map(|ip| ip.to_string());
+    let network = ips.next().map(|ip| cri::PodSandboxNetworkStatus {
+        ip,
+        additional_ips: ips.map(|ip| cri::PodIp { ip }).collect(),
+    });
+    cri::PodSandboxStatus {
+        id: record.id.to_string(),
+        metadata: record.config.metadata.clone(),
+        state: sandbox_state(sandbox).into(),
+        created_at: record.created_at_ns,
+        network: Some(network.unwrap_or_default()),
+        linux: Some(cri::LinuxPodSandboxStatus {
+            namespaces: Some(cri::Namespace { options: Some(namespace_options(&record.config)) }),
+        }),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
+    }
+}
+
+/// `Container.state`.
+pub fn container_state(state: &State) -> cri::ContainerState {
+    match state {
+        State::Created { .. } => cri::ContainerState::ContainerCreated,
+        State::Running { .. } => cri::ContainerState::ContainerRunning,
+        State::Exited { .. } => cri::ContainerState::ContainerExited,
+    }
+}
+
+/// A container, as listed.
+pub fn container(container: &Container) -> cri::Container {
+    let record = &container.record;
+    cri::Container {
+        id: record.id.to_string(),
+        pod_sandbox_id: record.sandbox_id.to_string(),
+        metadata: record.config.metadata.clone(),
+        image: record.config.image.clone(),
+        image_ref: record.image_id.to_string(),
+        state: container_state(&container.state()).into(),
+        created_at: record.created_at_ns,
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        image_id: record.image_id.to_string(),
+    }
+}
+
+/// A container, in full.
+pub fn container_status(container: &Container) -> cri::ContainerStatus {
+    let record = &container.record;
+    let state = container.state();
+    let exit = state.exit();
+    cri::ContainerStatus {
+        id: record.id.to_string(),
+        metadata: record.config.metadata.clone(),
+        state: container_state(&state).into(),
+        created_at: record.created_at_ns,
+        started_at: state.started_at_ns().unwrap_or(0),
+        finished_at: exit.map_or(0, |exit| exit.finished_at_ns),
+        exit_code: exit.map_or(0, |exit| exit.code),
+        image: record.config.image.clone(),
+        image_ref: record.image_id.to_string(),
+        reason: exit.map(reason).unwrap_or_default(),
+        message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        mounts: record.config.mounts.clone(),
+        log_path: record.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        resources: Some(cri::ContainerResources { linux: Some(container.resources()), windows: None }),
+        image_id: record.image_id.to_string(),
+        user: Some(record.user.clone()),
+        stop_signal: stop_signal::to_cri(record.stop_signal).into(),
+    }
+}
+
+/// `ContainerStatus.reason`, in the words that kubelets and users know.
+fn reason(exit: &Exit) -> String {
+    match exit {
+        Exit { oom_killed: true, .. } => "OOMKilled".to_owned(),
+        Exit { reason, .. } if !reason.is_empty() => reason.clone(),
+        Exit { code: 0, .. } => "Completed".to_owned(),
+        Exit { .. } => "Error".to_owned(),
+    }
+}
+
+/// An image.
+pub fn image(image: &Image) -> cri::Image {
+    let (uid, username) = match &image.user {
+        Some(ImageUser::Uid(uid)) => (Some(cri::Int64Value { value: *uid }), String::new()),
+        Some(ImageUser::Name(name)) => (None, name.clone()),
+        None => (Some(cri::Int64Value { value: 0 }), String::new()),
+    };
+    cri::Image {
+        id: image.id.to_string(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size_bytes,
+        uid,
+        username,
+        spec: None,
+        pinned: image.pinned,
+    }
+}

@@ -1,0 +1,330 @@
+//! CreateContainer: everything that can fail without running the program happens here.
+//!
+//! Directories, root file system and description come first: until the record is written, a crash leaves a directory
+//! that the next start sweeps. Then cgroup, mounts and process, each with its undo.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use prost::Message;
+use tokio::sync::watch;
+
+use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
+use super::{Container, ContainerError, Containers, Pod, State, blocking, log, name_of, now_ns};
+use crate::cri;
+use crate::events::Kind;
+use crate::image::{Image, Lease};
+use crate::model::{ContainerId, chain};
+use crate::monitor::client::{ContainerFds, ContainerSpec, NamespaceKind};
+use crate::operation::OperationError;
+use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
+use crate::sys::cgroup::Cgroup;
+use crate::sys::mount;
+use crate::undo::Undo;
+
+/// A container that is described, its root file system at hand.
+struct Described {
+    built: Built,
+    rootfs: OwnedFd,
+    dir: PathBuf,
+}
+
+impl Containers {
+    /// Creates a container in `pod` and returns its id. The same request again, while the first is under way or has
+    /// not been answered, gets the first one's result.
+    pub async fn create(
+        self: &Arc<Self>,
+        pod: Pod,
+        config: cri::ContainerConfig,
+    ) -> Result<ContainerId, Arc<ContainerError>> {
+        let sandbox_id = pod.record.id.clone();
+        let metadata = config.metadata.clone().unwrap_or_default();
+        if metadata.name.is_empty() {
+            let what = "container config: metadata needs a name".to_owned();
+            return Err(Arc::new(ContainerError::Invalid { what }));
+        }
+        let name = name_of(&sandbox_id, &metadata);
+        let request = config.encode_to_vec();
+        let (this, key) = (self.clone(), name.clone());
+        let work = || async move { this.create_named(key, pod, config).await.map_err(Arc::new) };
+        match self.creating.run(&name, request, work).await {
+            Ok(result) => result,
+            Err(OperationError::Conflict) => {
+                Err(Arc::new(ContainerError::NameBusy { name: metadata.name, sandbox_id }))
+            }
+            Err(OperationError::Lost) => Err(Arc::new(ContainerError::Lost)),
+        }
+    }
+
+    async fn create_named(
+        self: Arc<Self>,
+        name: String,
+        pod: Pod,
+        config: cri::ContainerConfig,
+    ) -> Result<ContainerId, ContainerError> {
+        let id = ContainerId::new(crate::model::random_id());
+        {
+            let mut names = self.names.lock().expect("no panic holds it");
+            if let Some(holder) = names.get(&name) {
+                let metadata = config.metadata.clone().unwrap_or_default();
+                return Err(ContainerError::NameTaken {
+                    name: metadata.name,
+                    attempt: metadata.attempt,
+                    sandbox_id: pod.record.id.clone(),
+                    container_id: holder.clone(),
+                });
+            }
+            names.insert(name.clone(), id.clone());
+        }
+        let mut undo = Undo::default();
+        let this = self.clone();
+        undo.push("container name", move || async move {
+            this.names.lock().expect("no panic holds it").remove(&name);
+            Ok(())
+        });
+        match self.make(&id, pod, config, &mut undo).await {
+            Ok(container) => {
+                undo.commit();
+                self.tell(Kind::Created, &container.record);
+                Ok(id)
+            }
+            Err(error) => {
+                undo.unwind().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it.
+    async fn make(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        pod: Pod,
+        config: cri::ContainerConfig,
+        undo: &mut Undo,
+    ) -> Result<Arc<Container>, ContainerError> {
+        let sandbox_id = pod.record.id.clone();
+        let log_path = log::path(&pod.record.config, &config)?;
+        let (image, lease) = self.image_of(&config)?;
+        let store = self.parts.store.clone();
+        undo.push("container directories", {
+            let (store, sandbox_id, id) = (store.clone(), sandbox_id.clone(), id.clone());
+            move || async move {
+                blocking(move || store.remove_container(&sandbox_id, &id)).await.map_err(|error| chain(&error))
+            }
+        });
+        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
+        for capability in &built.capabilities_cut {
+            tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
+        }
+        let record = ContainerRecord {
+            id: id.clone(),
+            sandbox_id: sandbox_id.clone(),
+            image_id: image.id.clone(),
+            created_at_ns: now_ns(),
+            cgroup: format!("{}/{id}", pod.record.cgroup_parent),
+            log_path,
+            stop_signal: built.stop_signal,
+            user: container_user(&built),
+            policy: serde_json::to_value(&built.policy).map_err(|error| ContainerError::Invalid {
+                what: format!("process policy: {error}"),
+            })?,
+            config,
+        };
+        let written = record.clone();
+        blocking(move || store.write_container(&written)).await?;
+
+        let cgroups = self.parts.cgroups.clone();
+        undo.push("cgroup of the container", {
+            let (cgroups, path) = (cgroups.clone(), record.cgroup.clone());
+            move || async move {
+                let removed = blocking(move || {
+                    let cgroup = Cgroup::open(&cgroups, &path)?;
+                    cgroup.kill()?;
+                    cgroup.remove()
+                });
+                removed.await.map_err(|error| error.to_string())
+            }
+        });
+        let run_dir = self.parts.store.pod_run_dir(&sandbox_id);
+        let volumes: Vec<PathBuf> = built.volumes.iter().map(|volume| volume.destination.clone()).collect();
+        // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
+        let (cgroup_procs, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
+        let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
+        let log = match record.log_path.clone() {
+            None => None,
+            Some(path) => Some(blocking(move || log::open(&path)).await?),
+        };
+        let request = ContainerSpec {
+            container_id: id.to_string(),
+            spec: serde_json::to_vec(&built.spec)
+                .map_err(|error| ContainerError::Invalid { what: format!("OCI spec: {error}") })?,
+            policy: Some(self.monitor_policy(&built.policy)?),
+            tty: record.config.tty,
+            stdin: record.config.stdin,
+            log_line_limit: self.parts.log_line_max_bytes,
+        };
+        let target = self.target_namespace(&pod, &record.config)?;
+        let fds = ContainerFds {
+            rootfs,
+            mounts,
+            cgroup_procs,
+            log,
+            oom_events,
+            namespaces: target.into_iter().map(|namespace| (NamespaceKind::Pid, namespace)).collect(),
+        };
+        let created = pod.monitor.create_container(request, fds).await;
+        let process = created.map_err(ContainerError::monitor("create the process", id))?;
+        undo.push("process of the container", {
+            let (monitor, id) = (pod.monitor.clone(), id.clone());
+            move || async move {
+                monitor.signal(&id, libc::SIGKILL).await.map_err(|error| chain(&error))?;
+                monitor.forget(&id).await.map_err(|error| chain(&error))
+            }
+        });
+        let process = Process { pid: process.pid, start_time: process.start_time };
+        let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+        let container = Arc::new(Container {
+            record,
+            state: watch::Sender::new(State::Created { process }),
+            resources: Mutex::new(resources),
+            policy: Some(built.policy),
+            monitor: Mutex::new(Some(pod.monitor)),
+            _lease: Some(lease),
+        });
+        self.index.write().expect("no panic holds it").insert(id.clone(), container.clone());
+        self.record_status(&container, ContainerPhase::Created).await;
+        Ok(container)
+    }
+
+    fn image_of(&self, config: &cri::ContainerConfig) -> Result<(Arc<Image>, Lease), ContainerError> {
+        let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+        let image = self.parts.images.find(&reference).ok_or(ContainerError::ImageNotFound { reference })?;
+        let lease = self.parts.images.hold(&image.id);
+        let lease = lease.ok_or_else(|| ContainerError::ImageGone { image_id: image.id.clone() })?;
+        Ok((image, lease))
+    }
+
+    /// Root file system and description: what blocks is on a thread that may.
+    async fn describe(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        pod: &Pod,
+        config: &cri::ContainerConfig,
+        image: &Arc<Image>,
+    ) -> Result<Described, ContainerError> {
+        let this = self.clone();
+        let (id, pod, config, image) = (id.clone(), pod.record.clone(), config.clone(), image.clone());
+        blocking(move || {
+            let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
+            let rootfs = mount_rootfs(&dir, &image, &this.parts.images.layers(&image))?;
+            let devices = spec::devices::lookup(&config)?;
+            let hostname = hostname(&pod.config);
+            let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
+            let built = spec::build(&Input {
+                sandbox: &pod.config,
+                container: &config,
+                image: &image.config,
+                rootfs: rootfs.as_fd(),
+                hostname: &hostname,
+                namespaces: &JoinPaths {
+                    net: Some("nsfd:net".into()),
+                    ipc: Some("nsfd:ipc".into()),
+                    uts: Some("nsfd:uts".into()),
+                    pid: Some("nsfd:pid".into()),
+                    user: None,
+                },
+                cgroup_mounts: &cgroup_mounts,
+                devices: &devices,
+                host: &this.parts.host,
+            })?;
+            Ok(Described { built, rootfs, dir })
+        })
+        .await
+    }
+
+    /// The container's cgroup in every controller of cgroup v1, which it sees below /sys/fs/cgroup.
+    fn cgroup_mounts(&self, cgroup: &str) -> Vec<CgroupMount> {
+        let roots = self.parts.cgroups.v1_roots();
+        roots
+            .filter_map(|root| {
+                let name = root.file_name()?.to_str()?.to_owned();
+                Some(CgroupMount { name, path: root.join(cgroup.trim_start_matches('/')) })
+            })
+            .collect()
+    }
+
+    /// The cgroup with its limits: how to join it, and where the kernel counts its OOM kills.
+    async fn make_cgroup(
+        &self,
+        record: &ContainerRecord,
+        resources: crate::sys::cgroup::Resources,
+    ) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), ContainerError> {
+        let (cgroups, path, id) = (self.parts.cgroups.clone(), record.cgroup.clone(), record.id.clone());
+        blocking(move || {
+            let failed = |op| {
+                let path = path.clone();
+                move |source| ContainerError::Cgroup { op, path, source }
+            };
+            let cgroup = Cgroup::create(&cgroups, &path).map_err(failed("create"))?;
+            for warning in cgroup.apply(&resources).map_err(failed("set limits"))? {
+                tracing::warn!(container_id = %id, %warning, "limit not enforced");
+            }
+            Ok((cgroup.procs_fds().map_err(failed("open"))?, cgroup.oom_events_fd().ok()))
+        })
+        .await
+    }
+
+    /// The pid namespace of the container that this one is to look into (`pid: TARGET`).
+    fn target_namespace(&self, pod: &Pod, config: &cri::ContainerConfig) -> Result<Option<OwnedFd>, ContainerError> {
+        let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let options = security.and_then(|security| security.namespace_options.as_ref());
+        let Some(options) = options.filter(|options| options.pid() == cri::NamespaceMode::Target) else {
+            return Ok(None);
+        };
+        let target = self.find(&options.target_id)?;
+        let process = target.state().process().filter(|_| target.record.sandbox_id == pod.record.id);
+        let Some(process) = process else {
+            let what = format!("target container {} does not run in this pod", target.record.id);
+            return Err(ContainerError::Invalid { what });
+        };
+        let path = format!("/proc/{}/ns/pid", process.pid);
+        let namespace = fs::File::open(&path).map_err(ContainerError::path("open", path))?;
+        Ok(Some(namespace.into()))
+    }
+}
+
+/// The pod's host name; with the node's network, the node's.
+fn hostname(pod: &cri::PodSandboxConfig) -> String {
+    if pod.hostname.is_empty() || spec::namespaces::host_network(pod) {
+        return rustix::system::uname().nodename().to_string_lossy().into_owned();
+    }
+    pod.hostname.clone()
+}
+
+/// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
+/// the image's.
+fn mount_rootfs(dir: &Path, image: &Image, layers: &[PathBuf]) -> Result<OwnedFd, ContainerError> {
+    let (upper, work) = (dir.join(UPPER), dir.join(WORK));
+    let like_the_image = || {
+        chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
+        fs::set_permissions(&upper, fs::Permissions::from_mode(image.root.mode & 0o7777))
+    };
+    like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
+    mount::overlay(layers, &upper, &work).map_err(ContainerError::path("mount the root file system of", dir))
+}
+
+/// `ContainerStatus.user`.
+fn container_user(built: &Built) -> cri::ContainerUser {
+    let user = &built.policy.user;
+    cri::ContainerUser {
+        linux: Some(cri::LinuxContainerUser {
+            uid: user.uid.into(),
+            gid: user.gid.into(),
+            supplemental_groups: user.additional_gids.iter().map(|gid| i64::from(*gid)).collect(),
+        }),
+    }
+}

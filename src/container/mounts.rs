@@ -1,0 +1,196 @@
+//! The binds of a container, as detached mounts for the monitor to attach.
+//!
+//! Every path of the host is resolved here, once, and from then on held by descriptor: what a symlink points to
+//! later, or what is mounted over it, changes nothing.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::spec::{Bind, BindSource, SandboxFile};
+use super::{ContainerError, Containers, blocking, volume};
+use crate::sys::mount::{self, Attributes, Propagation};
+
+/// How long the host's file systems may take to answer for all binds together.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Where a bind comes from, resolved as far as memory goes.
+enum Source {
+    Path { path: PathBuf, make: bool },
+    Image { lower: Vec<PathBuf>, sub_path: PathBuf },
+    Volume { dir: PathBuf, from: PathBuf },
+}
+
+impl Containers {
+    /// The binds as detached mounts, in order. `run_dir` has the pod's files, `dir` is the container's directory,
+    /// `rootfs` the image that volumes get their first contents from.
+    pub(super) async fn open_binds(
+        &self,
+        binds: &[Bind],
+        volumes: &[PathBuf],
+        run_dir: &Path,
+        dir: &Path,
+        rootfs: &OwnedFd,
+    ) -> Result<Vec<OwnedFd>, ContainerError> {
+        let mut sources = Vec::with_capacity(binds.len());
+        for bind in binds {
+            sources.push((self.source(bind, volumes, run_dir, dir)?, attributes(bind), bind.destination.clone()));
+        }
+        let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
+        let rootfs = rootfs.try_clone().map_err(ContainerError::path("duplicate the root of", dir))?;
+        let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
+            sources.into_iter().map(|(source, attributes, at)| open(source, attributes, &at, &rootfs)).collect()
+        });
+        match tokio::time::timeout(DEADLINE, opened).await {
+            Ok(opened) => opened,
+            Err(_) => Err(ContainerError::Hung { op: "mounting", path: first, seconds: DEADLINE.as_secs() }),
+        }
+    }
+
+    fn source(
+        &self,
+        bind: &Bind,
+        volumes: &[PathBuf],
+        run_dir: &Path,
+        dir: &Path,
+    ) -> Result<Source, ContainerError> {
+        Ok(match &bind.source {
+            BindSource::Host(path) => Source::Path { path: path.clone(), make: bind.create_as_directory },
+            BindSource::Sandbox(file) => Source::Path { path: run_dir.join(name(*file)), make: false },
+            BindSource::Image { image, sub_path } => {
+                let found = self.parts.images.find(&image.image);
+                let found = found.ok_or_else(|| ContainerError::ImageNotFound { reference: image.image.clone() })?;
+                Source::Image { lower: self.parts.images.layers(&found), sub_path: sub_path.clone() }
+            }
+            BindSource::Volume(index) => Source::Volume {
+                dir: dir.join("volumes").join(index.to_string()),
+                from: volumes.get(*index).cloned().unwrap_or_default(),
+            },
+        })
+    }
+}
+
+/// The name of a pod's file in its run directory.
+fn name(file: SandboxFile) -> &'static str {
+    match file {
+        SandboxFile::Hosts => "hosts",
+        SandboxFile::Hostname => "hostname",
+        SandboxFile::ResolvConf => "resolv.conf",
+        SandboxFile::Shm => "shm",
+    }
+}
+
+fn attributes(bind: &Bind) -> Attributes {
+    Attributes {
+        read_only: bind.read_only,
+        nosuid: bind.nosuid,
+        nodev: bind.nodev,
+        noexec: bind.noexec,
+        propagation: Some(bind.propagation),
+        recursive: false,
+    }
+}
+
+fn open(
+    source: Source,
+    attributes: Attributes,
+    at: &Path,
+    rootfs: &OwnedFd,
+) -> Result<OwnedFd, ContainerError> {
+    let mount = match &source {
+        Source::Path { path, make } => {
+            if *make && !path.exists() {
+                fs::create_dir_all(path).map_err(ContainerError::path("make", path))?;
+            }
+            if attributes.propagation != Some(Propagation::Private) {
+                require_propagation(path, attributes.propagation == Some(Propagation::Shared))?;
+            }
+            mount::clone_tree(path, true).map_err(ContainerError::path("mount", path))?
+        }
+        Source::Image { lower, sub_path } => {
+            open_image(lower, sub_path).map_err(ContainerError::path("mount an image at", at))?
+        }
+        Source::Volume { dir, from } => {
+            volume::fill(rootfs, from, dir).map_err(ContainerError::path("fill the volume", from))?;
+            mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?
+        }
+    };
+    // The propagation is everything's below, the rest the top mount's own.
+    let propagation = Attributes { propagation: attributes.propagation, recursive: true, ..Attributes::default() };
+    mount::set_attributes(mount.as_fd(), propagation)
+        .and_then(|()| mount::set_attributes(mount.as_fd(), Attributes { propagation: None, ..attributes }))
+        .map_err(ContainerError::path("set the attributes of the mount for", at))?;
+    Ok(mount)
+}
+
+/// The root of an image, read-only, or what is at `sub_path` below it.
+fn open_image(lower: &[PathBuf], sub_path: &Path) -> io::Result<OwnedFd> {
+    let root = match lower {
+        [] => return Err(io::Error::new(io::ErrorKind::NotFound, "the image has no layers")),
+        [only] => mount::clone_tree(only, false)?,
+        layers => mount::overlay_read_only(layers)?,
+    };
+    if sub_path.as_os_str().is_empty() || sub_path == Path::new("/") {
+        return Ok(root);
+    }
+    let inside = mount::open_in_root(&root, sub_path, OFlags::PATH, Mode::empty())?;
+    mount::clone_tree_at(&inside, false)
+}
+
+/// Refuses a bind whose mount on the host does not pass on what is mounted: the container would wait in vain.
+fn require_propagation(path: &Path, both_ways: bool) -> Result<(), ContainerError> {
+    let resolved = fs::canonicalize(path).map_err(ContainerError::path("resolve", path))?;
+    let table = fs::read_to_string("/proc/self/mountinfo")
+        .map_err(ContainerError::path("read", "/proc/self/mountinfo"))?;
+    let (point, shared, slave) = mount_of(&table, &resolved);
+    if shared || (slave && !both_ways) {
+        return Ok(());
+    }
+    let needed = if both_ways { "a shared" } else { "a shared or slave" };
+    let what = format!("path {} is on mount {}, which is not {needed} mount", path.display(), point.display());
+    Err(ContainerError::Invalid { what })
+}
+
+/// The mount that `path` is on (proc_pid_mountinfo(5)), and whether it is shared, and a slave.
+fn mount_of(table: &str, path: &Path) -> (PathBuf, bool, bool) {
+    let mut found = (PathBuf::from("/"), false, false);
+    for line in table.lines() {
+        let mut fields = line.split(' ').skip(4);
+        let Some(point) = fields.next().map(unescape) else {
+            continue;
+        };
+        // Of several mounts on one point the last one listed is on top.
+        if path.starts_with(&point) && point.components().count() >= found.0.components().count() {
+            let optional: Vec<&str> = fields.skip(1).take_while(|field| *field != "-").collect();
+            let has = |tag| optional.iter().any(|field| field.starts_with(tag));
+            found = (point, has("shared:"), has("master:"));
+        }
+    }
+    found
+}
+
+/// A path of the table, its octal escapes resolved.
+fn unescape(field: &str) -> PathBuf {
+    let plain = field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    PathBuf::from(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "1 0 8:1 / / rw - ext4 /dev/a rw\n\
+        2 1 0:5 / /mnt/a\\040b rw shared:3 - tmpfs t rw\n\
+        3 1 0:6 / /var/lib/kubelet rw master:4 - tmpfs t rw\n";
+
+    #[test]
+    fn the_mount_of_a_path_is_the_deepest_above_it() {
+        assert_eq!(mount_of(TABLE, Path::new("/mnt/a b/c")), (PathBuf::from("/mnt/a b"), true, false));
+        assert_eq!(mount_of(TABLE, Path::new("/var/lib/kubelet")), (PathBuf::from("/var/lib/kubelet"), false, true));
+        assert_eq!(mount_of(TABLE, Path::new("/mnt/other")), (PathBuf::from("/"), false, false));
+    }
+}

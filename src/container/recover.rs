@@ -1,0 +1,95 @@
+//! After a restart of the daemon: a container as its record, its monitor and its exit record know it.
+
+use std::sync::{Arc, Mutex};
+
+use prost::Message;
+use tokio::sync::watch;
+
+use super::{Container, Containers, State, name_of, now_ns};
+use crate::cri;
+use crate::model::chain;
+use crate::monitor::client::Client;
+use crate::monitor::protocol::{ContainerSnapshot, ContainerState, Snapshot};
+use crate::store::{ContainerPhase, Exit, Process, StoredContainer};
+
+impl Containers {
+    /// Takes over a container of an earlier daemon. `snapshot` is what its pod's monitor says, if one answers. What
+    /// was never answered for is undone, and a removal that was cut short is finished, in the background.
+    pub async fn adopt(
+        self: &Arc<Self>,
+        stored: StoredContainer,
+        monitor: Option<Client>,
+        snapshot: Option<&Snapshot>,
+        same_boot: bool,
+    ) {
+        let StoredContainer { record, status } = stored;
+        let known = snapshot.and_then(|snapshot| {
+            snapshot.containers.iter().find(|container| container.container_id == record.id.as_str())
+        });
+        let state = match (known, &status.exit) {
+            (_, Some(exit)) => exited(status.started_at_ns, exit.clone()),
+            (Some(known), None) => told(known, status.started_at_ns),
+            (None, None) => {
+                let why = if same_boot { "the pod's monitor was lost" } else { "the node was rebooted" };
+                let exit = self.recorded_exit(&record).unwrap_or_else(|| Exit::unknown(why, now_ns()));
+                exited(status.started_at_ns, exit)
+            }
+        };
+        // A record whose policy cannot be read belongs to another daemon: the container runs, only exec into it fails.
+        let policy = match serde_json::from_value(record.policy.clone()) {
+            Ok(policy) => policy,
+            Err(error) => {
+                tracing::warn!(container_id = %record.id, %error, "process policy cannot be read: no exec");
+                None
+            }
+        };
+        let updated = status.resources.as_deref().and_then(|bytes| cri::LinuxContainerResources::decode(bytes).ok());
+        let asked = || record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        let container = Arc::new(Container {
+            state: watch::Sender::new(state),
+            resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
+            policy,
+            monitor: Mutex::new(monitor),
+            _lease: self.parts.images.hold(&record.image_id),
+            record,
+        });
+        let record = &container.record;
+        let name = name_of(&record.sandbox_id, &record.metadata());
+        self.names.lock().expect("no panic holds it").insert(name, record.id.clone());
+        self.index.write().expect("no panic holds it").insert(record.id.clone(), container.clone());
+        match status.phase {
+            ContainerPhase::Creating | ContainerPhase::Removing => {
+                let this = self.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = this.remove_found(&container).await {
+                        let id = &container.record.id;
+                        tracing::warn!(container_id = %id, error = %chain(&error), "unfinished container remains");
+                    }
+                });
+            }
+            ContainerPhase::Created | ContainerPhase::Running => {
+                if container.state().exit().is_some() {
+                    self.record_status(&container, ContainerPhase::Exited).await;
+                }
+            }
+            ContainerPhase::Exited => {}
+        }
+    }
+}
+
+fn exited(started_at_ns: i64, exit: Exit) -> State {
+    State::Exited { started_at_ns: (started_at_ns > 0).then_some(started_at_ns), exit }
+}
+
+/// The state that a monitor tells. A start that the daemon did not live to record has happened all the same.
+fn told(known: &ContainerSnapshot, started_at_ns: i64) -> State {
+    let process = Process { pid: known.process.pid, start_time: known.process.start_time };
+    match (known.state(), known.exit) {
+        (ContainerState::Exited, Some(exit)) => exited(started_at_ns, exit.into()),
+        (ContainerState::Running, _) => State::Running {
+            process,
+            started_at_ns: if started_at_ns > 0 { started_at_ns } else { now_ns() },
+        },
+        (ContainerState::Created | ContainerState::Exited, _) => State::Created { process },
+    }
+}

@@ -1,0 +1,70 @@
+//! RemoveContainer: ends it if it runs, then removes everything of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Container, ContainerError, Containers, blocking, name_of};
+use crate::events::Kind;
+use crate::store::ContainerPhase;
+use crate::sys::cgroup::Cgroup;
+
+impl Containers {
+    /// Removes a container, killing it if it runs. Fine if it is not known.
+    pub async fn remove(&self, id: &str) -> Result<(), ContainerError> {
+        match self.find(id) {
+            Ok(container) => self.remove_found(&container).await,
+            Err(ContainerError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Containers::remove`], of a container at hand.
+    pub async fn remove_found(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
+        let record = &container.record;
+        self.stop_found(container, Duration::ZERO).await?;
+        self.record_status(container, ContainerPhase::Removing).await;
+        if let Ok(monitor) = container.monitor() {
+            if let Err(error) = monitor.forget(&record.id).await {
+                tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
+            }
+        }
+        self.remove_cgroup(&record.cgroup).await?;
+        let store = self.parts.store.clone();
+        let (sandbox_id, id) = (record.sandbox_id.clone(), record.id.clone());
+        blocking(move || store.remove_container(&sandbox_id, &id)).await?;
+        self.release(container);
+        Ok(())
+    }
+
+    /// Removes the cgroup at `path`, after whatever is left in it.
+    async fn remove_cgroup(&self, path: &str) -> Result<(), ContainerError> {
+        let (cgroups, at) = (self.parts.cgroups.clone(), path.to_owned());
+        let removed = blocking(move || {
+            let cgroup = Cgroup::open(&cgroups, &at)?;
+            cgroup.kill()?;
+            cgroup.remove()
+        });
+        match removed.await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(ContainerError::Cgroup { op: "remove", path: path.to_owned(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives back the name and tells that the container is gone. Only the first of two concurrent removals tells.
+    fn release(&self, container: &Container) {
+        let record = &container.record;
+        if self.index.write().expect("no panic holds it").remove(&record.id).is_none() {
+            return;
+        }
+        let name = name_of(&record.sandbox_id, &record.metadata());
+        self.creating.forget(&name);
+        let mut names = self.names.lock().expect("no panic holds it");
+        if names.get(&name) == Some(&record.id) {
+            names.remove(&name);
+        }
+        drop(names);
+        self.tell(Kind::Deleted, record);
+    }
+}

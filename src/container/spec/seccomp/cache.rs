@@ -1,0 +1,58 @@
+//! Every filter is compiled once.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sha2::{Digest, Sha256};
+
+use super::super::policy::SeccompSource;
+use super::{SeccompError, compile, profile, runtime_default};
+
+/// What makes a filter what it is.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Key {
+    /// The capabilities that matter to the profile.
+    RuntimeDefault(u64),
+    /// The digest of the file: its contents may change while containers come and go.
+    Localhost([u8; 32]),
+}
+
+/// Filters kept at most; beyond them all are forgotten. A node has a handful.
+const MOST: usize = 64;
+
+/// Compiled filters by what they were made from.
+#[derive(Default)]
+pub struct SeccompCache {
+    filters: Mutex<HashMap<Key, Arc<[u8]>>>,
+}
+
+impl SeccompCache {
+    /// The filter of `source` for a container whose bounding set is `bounding`. Reads the profile's file each time;
+    /// compiling takes milliseconds of CPU.
+    pub fn compile(&self, source: &SeccompSource, bounding: u64) -> Result<Arc<[u8]>, SeccompError> {
+        let (key, file) = match source {
+            SeccompSource::RuntimeDefault => (
+                Key::RuntimeDefault(bounding & runtime_default::relevant_capabilities()),
+                None,
+            ),
+            SeccompSource::Localhost(path) => {
+                let bytes = profile::read(path)?;
+                (Key::Localhost(Sha256::digest(&bytes).into()), Some((path, bytes)))
+            }
+        };
+        if let Some(filter) = self.filters.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Ok(filter.clone());
+        }
+        let profile = match &file {
+            None => runtime_default::profile(bounding),
+            Some((path, bytes)) => profile::parse(path, bytes)?,
+        };
+        let filter: Arc<[u8]> = compile::compile(&profile)?.into();
+        let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        if filters.len() >= MOST {
+            filters.clear();
+        }
+        filters.insert(key, filter.clone());
+        Ok(filter)
+    }
+}

@@ -1,0 +1,508 @@
+//! What daemon and monitor say to each other: prost messages in [`super::frame`]s.
+//!
+//! A monitor outlives upgrades of the daemon, so these messages only ever grow: fields are added under new tags,
+//! never changed or reused; what is not known is skipped. [`VERSION`] rises when a daemon must know what an older
+//! monitor cannot do.
+
+use std::collections::BTreeMap;
+
+/// The version of the protocol that this build speaks.
+pub const VERSION: u32 = 1;
+
+/// The socket in a sandbox's run directory on which its monitor listens.
+pub const SOCKET: &str = "monitor.sock";
+
+/// The directory of exit records in a sandbox's run directory.
+pub const EXITS: &str = "exits";
+
+/// What a file descriptor that comes with a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Role {
+    Unspecified = 0,
+    /// The pod's network namespace, to be joined.
+    Network = 1,
+    /// A `cgroup.procs` open for writing; one for each hierarchy.
+    CgroupProcs = 2,
+    /// A container's root: a detached mount.
+    Rootfs = 3,
+    /// A detached mount; the n-th of them is `fd:<n>` in the OCI spec's mount sources.
+    Mount = 4,
+    /// A container's log, open for appending.
+    Log = 5,
+    /// `memory.events` (cgroup v2) or `memory.oom_control` (v1) of a container.
+    OomEvents = 6,
+    /// Namespaces that `nsfd:<kind>` in the OCI spec's namespace paths mean. Those not sent are pause's.
+    NamespaceNet = 7,
+    NamespaceIpc = 8,
+    NamespaceUts = 9,
+    NamespacePid = 10,
+    NamespaceUser = 11,
+    Stdin = 12,
+    Stdout = 13,
+    Stderr = 14,
+    /// A prepared mount namespace for the monitor itself.
+    Room = 15,
+}
+
+/// From the daemon. Descriptors ride with the frame, in the order of `roles`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Chosen by the daemon, unique within its connection; the reply has it.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(enumeration = "Role", repeated, tag = "2")]
+    pub roles: Vec<i32>,
+    #[prost(oneof = "Call", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23")]
+    pub call: Option<Call>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Call {
+    /// Must be the first; answered by a snapshot.
+    #[prost(message, tag = "10")]
+    Hello(Hello),
+    /// Answered by pause's process.
+    #[prost(message, tag = "11")]
+    CreateSandbox(CreateSandbox),
+    /// Answered by the process, which waits for `Start`.
+    #[prost(message, tag = "12")]
+    CreateContainer(CreateContainer),
+    /// Answered when the program is executing, or by why it is not.
+    #[prost(message, tag = "13")]
+    Start(ContainerRef),
+    /// Answered by the process when the program is executing, or by why it is not.
+    #[prost(message, tag = "14")]
+    Exec(Exec),
+    #[prost(message, tag = "15")]
+    Signal(Signal),
+    #[prost(message, tag = "16")]
+    SignalExec(SignalExec),
+    /// With a `Log` descriptor. Answered when nothing more will be written to the old one.
+    #[prost(message, tag = "17")]
+    ReopenLog(ContainerRef),
+    #[prost(message, tag = "18")]
+    Resize(Resize),
+    /// With `Stdout` and perhaps `Stderr` to which the container's output is copied from here on. Answered with the
+    /// container's standard input (or terminal) as a descriptor, if it has one.
+    #[prost(message, tag = "19")]
+    Attach(ContainerRef),
+    /// Closes the monitor's end of a container's standard input.
+    #[prost(message, tag = "20")]
+    CloseStdin(ContainerRef),
+    /// Forgets a container that has exited, and its exit record.
+    #[prost(message, tag = "21")]
+    Forget(ContainerRef),
+    /// Kills pause; answered when it is gone. Fine when there is none.
+    #[prost(message, tag = "22")]
+    StopSandbox(Empty),
+    /// Ends the monitor. Refused while a process of the pod lives.
+    #[prost(message, tag = "23")]
+    Shutdown(Empty),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Empty {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hello {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerRef {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+}
+
+/// A range of user or group ids (user_namespaces(7)).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct IdMapping {
+    #[prost(uint32, tag = "1")]
+    pub container_id: u32,
+    #[prost(uint32, tag = "2")]
+    pub host_id: u32,
+    #[prost(uint32, tag = "3")]
+    pub size: u32,
+}
+
+/// Descriptors: `Network` (else the host's), `CgroupProcs`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CreateSandbox {
+    /// Set in a new UTS namespace; absent: the host's namespace.
+    #[prost(string, optional, tag = "1")]
+    pub hostname: Option<String>,
+    #[prost(bool, tag = "2")]
+    pub new_ipc: bool,
+    /// Pause is PID 1 of a namespace that the containers share.
+    #[prost(bool, tag = "3")]
+    pub new_pid: bool,
+    /// Written inside the new namespaces; names as sysctl(8) has them.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub sysctls: BTreeMap<String, String>,
+    #[prost(uint32, tag = "5")]
+    pub uid: u32,
+    #[prost(uint32, tag = "6")]
+    pub gid: u32,
+    #[prost(int32, optional, tag = "7")]
+    pub oom_score_adj: Option<i32>,
+    /// An array of `struct sock_filter`; empty: none.
+    #[prost(bytes = "vec", tag = "8")]
+    pub seccomp: Vec<u8>,
+    /// Not empty: a new user namespace, which owns the pod's other new namespaces.
+    #[prost(message, repeated, tag = "9")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[prost(message, repeated, tag = "10")]
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Limit {
+    /// RLIMIT_* as a number.
+    #[prost(uint32, tag = "1")]
+    pub resource: u32,
+    #[prost(uint64, tag = "2")]
+    pub soft: u64,
+    #[prost(uint64, tag = "3")]
+    pub hard: u64,
+}
+
+/// What a program is executed as. Capability sets are masks: bit n is capability number n.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Policy {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub args: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub env: Vec<Vec<u8>>,
+    /// Made if missing. Empty: `/`.
+    #[prost(bytes = "vec", tag = "3")]
+    pub cwd: Vec<u8>,
+    #[prost(uint32, tag = "4")]
+    pub uid: u32,
+    #[prost(uint32, tag = "5")]
+    pub gid: u32,
+    #[prost(uint32, repeated, tag = "6")]
+    pub groups: Vec<u32>,
+    /// 0o022 unless given.
+    #[prost(uint32, optional, tag = "7")]
+    pub umask: Option<u32>,
+    #[prost(uint64, tag = "8")]
+    pub bounding: u64,
+    #[prost(uint64, tag = "9")]
+    pub effective: u64,
+    #[prost(uint64, tag = "10")]
+    pub permitted: u64,
+    #[prost(uint64, tag = "11")]
+    pub inheritable: u64,
+    #[prost(uint64, tag = "12")]
+    pub ambient: u64,
+    #[prost(bool, tag = "13")]
+    pub no_new_privs: bool,
+    /// An array of `struct sock_filter`; empty: none.
+    #[prost(bytes = "vec", tag = "14")]
+    pub seccomp: Vec<u8>,
+    /// Flags of seccomp(2).
+    #[prost(uint32, tag = "15")]
+    pub seccomp_flags: u32,
+    #[prost(message, repeated, tag = "16")]
+    pub limits: Vec<Limit>,
+    #[prost(int32, optional, tag = "17")]
+    pub oom_score_adj: Option<i32>,
+    /// The AppArmor profile's name.
+    #[prost(string, optional, tag = "18")]
+    pub apparmor: Option<String>,
+}
+
+/// Descriptors: `Rootfs`, `Mount`s in order, `CgroupProcs`, `Log` (else the output is thrown away), `OomEvents`,
+/// `Namespace*`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CreateContainer {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// The OCI runtime spec as JSON. Its `process` is ignored: `policy` says it all.
+    #[prost(bytes = "vec", tag = "2")]
+    pub spec: Vec<u8>,
+    #[prost(message, optional, tag = "3")]
+    pub policy: Option<Policy>,
+    #[prost(bool, tag = "4")]
+    pub tty: bool,
+    /// Keep a pipe (or the terminal) for the container's standard input; else it reads /dev/null.
+    #[prost(bool, tag = "5")]
+    pub stdin: bool,
+    /// The longest line of the log before it is split, in bytes; 0 is 16 KiB.
+    #[prost(uint32, tag = "6")]
+    pub log_line_limit: u32,
+}
+
+/// Descriptors: `CgroupProcs`, `Stdin`, `Stdout`, `Stderr` (each /dev/null if absent; with `tty` none: the reply
+/// brings the terminal).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Exec {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub policy: Option<Policy>,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    /// Names this process in `SignalExec`, `ExecExited` and the snapshot; unique for the monitor's life.
+    #[prost(uint64, tag = "4")]
+    pub exec_id: u64,
+}
+
+/// To a container's first process.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Signal {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(int32, tag = "2")]
+    pub signo: i32,
+    /// Do not send: only remember that the daemon is about to kill the container, so that its end is not taken for
+    /// the kernel's work.
+    #[prost(bool, tag = "3")]
+    pub announce_only: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SignalExec {
+    #[prost(uint64, tag = "1")]
+    pub exec_id: u64,
+    #[prost(int32, tag = "2")]
+    pub signo: i32,
+}
+
+/// Of a container's terminal, in characters. (An exec's terminal is the daemon's: it got the descriptor.)
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Resize {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(uint32, tag = "2")]
+    pub columns: u32,
+    #[prost(uint32, tag = "3")]
+    pub rows: u32,
+}
+
+/// From the monitor.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FromMonitor {
+    #[prost(oneof = "Saying", tags = "1, 2, 3, 4")]
+    pub saying: Option<Saying>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Saying {
+    #[prost(message, tag = "1")]
+    Reply(Reply),
+    #[prost(message, tag = "2")]
+    Exited(Exited),
+    #[prost(message, tag = "3")]
+    ExecExited(ExecExited),
+    #[prost(message, tag = "4")]
+    PauseExited(Exit),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Reply {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5")]
+    pub answer: Option<Answer>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Answer {
+    #[prost(message, tag = "2")]
+    Done(Empty),
+    #[prost(message, tag = "3")]
+    Process(Process),
+    #[prost(message, tag = "4")]
+    Snapshot(Snapshot),
+    #[prost(message, tag = "5")]
+    Failure(Failure),
+}
+
+/// A process, for good: the start time is in clock ticks since boot (proc_pid_stat(5), field 22).
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Process {
+    #[prost(int32, tag = "1")]
+    pub pid: i32,
+    #[prost(uint64, tag = "2")]
+    pub start_time: u64,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum FailureKind {
+    /// It was tried and failed.
+    Failed = 0,
+    /// The request makes no sense.
+    Invalid = 1,
+    /// There is no such container, exec or sandbox.
+    NotFound = 2,
+    /// There is one of that name already.
+    Exists = 3,
+    /// Not in this state.
+    State = 4,
+    /// The program to execute does not exist in the container (a shell would say 127).
+    ProgramNotFound = 5,
+    /// The program to execute may not be executed (a shell would say 126).
+    ProgramDenied = 6,
+    /// This monitor does not know the request.
+    Unknown = 7,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Failure {
+    #[prost(enumeration = "FailureKind", tag = "1")]
+    pub kind: i32,
+    /// The complete chain of causes.
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Exit {
+    /// As a shell says it: the exit code, or 128 and the signal.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    /// The signal that killed it, or 0.
+    #[prost(int32, tag = "2")]
+    pub signal: i32,
+    /// Since the epoch.
+    #[prost(int64, tag = "3")]
+    pub finished_at_ns: i64,
+    /// It died because its cgroup was out of memory.
+    #[prost(bool, tag = "4")]
+    pub oom_killed: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Exited {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, required, tag = "2")]
+    pub exit: Exit,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecExited {
+    #[prost(uint64, tag = "1")]
+    pub exec_id: u64,
+    #[prost(message, required, tag = "2")]
+    pub exit: Exit,
+}
+
+/// Everything the monitor knows: the answer to `Hello`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Snapshot {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(string, tag = "2")]
+    pub sandbox_id: String,
+    #[prost(int32, tag = "3")]
+    pub monitor_pid: i32,
+    /// Absent before `CreateSandbox`.
+    #[prost(message, optional, tag = "4")]
+    pub pause: Option<Process>,
+    #[prost(message, optional, tag = "5")]
+    pub pause_exit: Option<Exit>,
+    #[prost(message, repeated, tag = "6")]
+    pub containers: Vec<ContainerSnapshot>,
+    #[prost(message, repeated, tag = "7")]
+    pub execs: Vec<ExecSnapshot>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum ContainerState {
+    /// Made, waiting for `Start`.
+    Created = 0,
+    Running = 1,
+    Exited = 2,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerSnapshot {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, required, tag = "2")]
+    pub process: Process,
+    #[prost(enumeration = "ContainerState", tag = "3")]
+    pub state: i32,
+    /// Present in state `Exited`.
+    #[prost(message, optional, tag = "4")]
+    pub exit: Option<Exit>,
+    /// Bytes of output that could not be written to the log.
+    #[prost(uint64, tag = "5")]
+    pub log_bytes_lost: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExecSnapshot {
+    #[prost(uint64, tag = "1")]
+    pub exec_id: u64,
+    #[prost(string, tag = "2")]
+    pub container_id: String,
+    #[prost(message, required, tag = "3")]
+    pub process: Process,
+}
+
+impl Exit {
+    /// The text of an exit record: one line, for programs and people.
+    pub fn to_record(self) -> String {
+        format!(
+            "exit 1 code={} signal={} finished_at_ns={} oom_killed={}\n",
+            self.code, self.signal, self.finished_at_ns, self.oom_killed
+        )
+    }
+
+    /// Reads an exit record; `None` if it is not one. Fields that a later version adds are skipped.
+    pub fn from_record(text: &str) -> Option<Self> {
+        let mut exit = Exit {
+            code: 0,
+            signal: 0,
+            finished_at_ns: 0,
+            oom_killed: false,
+        };
+        let fields = text.strip_suffix('\n')?.strip_prefix("exit 1 ")?;
+        let mut seen = 0;
+        for field in fields.split(' ') {
+            let (name, value) = field.split_once('=')?;
+            match name {
+                "code" => exit.code = value.parse().ok()?,
+                "signal" => exit.signal = value.parse().ok()?,
+                "finished_at_ns" => exit.finished_at_ns = value.parse().ok()?,
+                "oom_killed" => exit.oom_killed = value.parse().ok()?,
+                _ => continue,
+            }
+            seen += 1;
+        }
+        (seen == 4).then_some(exit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Exit;
+
+    #[test]
+    fn an_exit_record_reads_back_and_a_torn_one_does_not() {
+        let exit = Exit {
+            code: 137,
+            signal: 9,
+            finished_at_ns: 1_700_000_000_123_456_789,
+            oom_killed: true,
+        };
+        let text = exit.to_record();
+        assert_eq!(Exit::from_record(&text), Some(exit));
+        for cut in 0..text.len() {
+            assert_eq!(Exit::from_record(&text[..cut]), None, "{cut}");
+        }
+        assert_eq!(
+            Exit::from_record("exit 1 code=1 signal=0 finished_at_ns=5 oom_killed=false core=true\n").map(|e| e.code),
+            Some(1)
+        );
+    }
+}

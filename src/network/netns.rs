@@ -1,0 +1,180 @@
+//! Network namespaces of pods: made on a thread of their own, kept alive by a bind mount at `<run>/netns/<id>`
+//! (network_namespaces(7)), the form that CNI plugins take.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::sys::netlink::{ACK, Family, Message, Socket};
+
+/// What these short-lived threads do needs little; the default of 2 MiB costs page tables.
+const STACK_BYTES: usize = 256 << 10;
+/// linux/magic.h
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+
+/// Makes a network namespace with loopback up and binds it at `dir/id`, which must not exist; `dir` is made if missing.
+/// A failure leaves nothing behind.
+pub fn create(dir: &Path, id: &str) -> io::Result<PathBuf> {
+    let path = dir.join(id);
+    std::fs::create_dir_all(dir).map_err(|e| failed("create", dir, e))?;
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(|e| failed("create", &path, e))?;
+    let made = on_a_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        loopback_up()?;
+        mount(
+            Some("/proc/thread-self/ns/net"),
+            &path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?;
+        Ok(())
+    });
+    match made {
+        Ok(()) => Ok(path),
+        Err(error) => {
+            // The thread's last act is the mount: if it failed there is only the file.
+            let _ = std::fs::remove_file(&path);
+            Err(failed("make a network namespace at", &path, error))
+        }
+    }
+}
+
+/// Lets go of the namespace at `path` and removes the file. Fine if either is gone already. The namespace itself ends
+/// with its last process or open descriptor.
+pub fn remove(path: &Path) -> io::Result<()> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => continue,
+            Err(nix::Error::EINVAL | nix::Error::ENOENT) => break,
+            Err(error) => return Err(failed("unmount", path, error.into())),
+        }
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Opens the namespace at `path`; refuses a file that is not one (its mount is gone).
+pub fn open(path: &Path) -> io::Result<File> {
+    let file = File::open(path).map_err(|e| failed("open", path, e))?;
+    let kind = rustix::fs::fstatfs(&file)
+        .map_err(|e| failed("statfs", path, e.into()))?
+        .f_type;
+    if kind != NSFS_MAGIC {
+        return Err(failed(
+            "open",
+            path,
+            io::Error::new(io::ErrorKind::NotFound, "not a network namespace any more"),
+        ));
+    }
+    Ok(file)
+}
+
+/// Runs `work` on a thread of its own inside the network namespace `netns`. Sockets opened there stay there.
+pub fn run_in<T: Send>(netns: impl AsFd + Sync, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_a_thread(|| {
+        setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        work()
+    })
+}
+
+/// Connects to `port` of the pod's localhost, IPv4 first, each within `deadline`.
+pub fn connect(path: &Path, port: u16, deadline: Duration) -> io::Result<TcpStream> {
+    let netns = open(path)?;
+    run_in(&netns, || {
+        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+        TcpStream::connect_timeout(&v4, deadline)
+            .or_else(|error| TcpStream::connect_timeout(&v6, deadline).map_err(|_| error))
+    })
+}
+
+fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".into())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
+/// Brings up `lo` in the namespace of the calling thread; the kernel then gives it 127.0.0.1 and ::1.
+fn loopback_up() -> io::Result<()> {
+    let mut fixed = [0; 16];
+    fixed[4..8].copy_from_slice(&1i32.to_ne_bytes()); // lo is always the first link of a namespace
+    let up = (libc::IFF_UP as u32).to_ne_bytes();
+    fixed[8..12].copy_from_slice(&up);
+    fixed[12..16].copy_from_slice(&up);
+    Socket::open(Family::Route)?.send(&mut [Message::new(libc::RTM_SETLINK, ACK, &fixed)])?;
+    Ok(())
+}
+
+fn failed(op: &'static str, path: &Path, source: io::Error) -> io::Error {
+    io::Error::new(source.kind(), format!("{op} {}: {source}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn a_namespace_is_made_entered_and_removed_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = create(dir.path(), "one").unwrap();
+        assert!(create(dir.path(), "one").is_err(), "an id is used once");
+        let netns = open(&path).unwrap();
+        let listener = run_in(&netns, || TcpListener::bind("127.0.0.1:80")).unwrap();
+        let client = connect(&path, 80, Duration::from_secs(1)).unwrap();
+        assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
+        drop(netns);
+        remove(&path).unwrap();
+        assert!(!path.exists());
+        remove(&path).unwrap();
+        assert!(
+            !std::fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .contains(dir.path().to_str().unwrap())
+        );
+    }
+
+    #[test]
+    fn a_file_without_its_mount_is_no_namespace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("left");
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(open(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        remove(&path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn making_one_is_cheap() {
+        let dir = tempfile::tempdir().unwrap();
+        let began = std::time::Instant::now();
+        for n in 0..20 {
+            create(dir.path(), &n.to_string()).unwrap();
+        }
+        let each = began.elapsed() / 20;
+        for n in 0..20 {
+            remove(&dir.path().join(n.to_string())).unwrap();
+        }
+        println!("{each:?} each");
+        assert!(each < Duration::from_millis(50), "{each:?}");
+    }
+}

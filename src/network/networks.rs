@@ -1,0 +1,146 @@
+//! Which network a new pod gets, and the way to it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::attachment::Backend;
+use super::cni::{Cni, Discovery, Found};
+use super::embedded::{Embedded, Subnet};
+use super::{Attached, Attachment, Mode, NetworkConfig, NetworkError, Plan, PodNetwork};
+
+/// Both networks of an instance.
+pub struct Networks {
+    mode: Mode,
+    cni: Cni,
+    embedded: Embedded,
+    pod_cidrs: Mutex<Vec<Subnet>>,
+}
+
+/// Whether new pods can be connected, for CRI's `NetworkReady` condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkStatus {
+    pub ready: bool,
+    /// One word in CamelCase; empty if ready.
+    pub reason: String,
+    /// Which network is in force and why, or what is wrong.
+    pub message: String,
+}
+
+/// What new pods get now.
+enum Choice {
+    Cni(Arc<Found>),
+    Embedded,
+    /// A configuration is there, or is asked for, and none is valid. The embedded network does not stand in: a node that
+    /// somebody configured would get pods that nobody else can reach.
+    None(NetworkError),
+}
+
+impl Networks {
+    /// Reads the records of the instance; the host's network is not touched before the first pod.
+    /// The network namespace of the caller's thread is the host's side of every pod.
+    pub fn open(config: NetworkConfig) -> Result<Arc<Self>, NetworkError> {
+        Ok(Arc::new(Self {
+            mode: config.mode,
+            cni: Cni::new(&config),
+            embedded: Embedded::open(&config.run.join("network"), &config.embedded)?,
+            pod_cidrs: Mutex::default(),
+        }))
+    }
+
+    fn choose(&self) -> Result<Choice, NetworkError> {
+        if self.mode == Mode::Embedded {
+            return Ok(Choice::Embedded);
+        }
+        Ok(match self.cni.directory.look()? {
+            Discovery::Found(found) => Choice::Cni(found),
+            Discovery::Broken { path, reason } => Choice::None(NetworkError::Config { path, reason }),
+            Discovery::Nothing if self.mode == Mode::Auto => Choice::Embedded,
+            Discovery::Nothing => Choice::None(NetworkError::NotReady {
+                message: format!("no CNI configuration in {}", self.cni.directory.path().display()),
+            }),
+        })
+    }
+
+    /// Decides how the pod will be connected. The caller writes the plan to disk before [`Networks::add`].
+    pub fn plan(&self, mut attachment: Attachment) -> Result<Plan, NetworkError> {
+        attachment.ports.retain(|port| port.host_port != 0);
+        let backend = match self.choose()? {
+            Choice::Cni(found) => {
+                let cidrs = self.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner);
+                self.cni.backend(&found, cidrs.iter().map(Subnet::to_string).collect())
+            }
+            Choice::Embedded => Backend::Embedded,
+            Choice::None(error) => return Err(error),
+        };
+        Ok(Plan { attachment, backend })
+    }
+
+    fn of(&self, plan: &Plan) -> &dyn PodNetwork {
+        match plan.backend {
+            Backend::Cni { .. } => &self.cni,
+            Backend::Embedded => &self.embedded,
+        }
+    }
+
+    /// Connects the pod. A failure is undone as far as it can be; [`Networks::del`] finishes that.
+    pub async fn add(&self, plan: &Plan) -> Result<Attached, NetworkError> {
+        self.of(plan).add(plan).await
+    }
+
+    /// Disconnects the pod. Idempotent; fine when the pod's network namespace is gone. To be called again until it
+    /// succeeds.
+    pub async fn del(&self, plan: &Plan, attached: Option<&Attached>) -> Result<(), NetworkError> {
+        self.of(plan).del(plan, attached).await
+    }
+
+    /// Asks whether the pod is still connected as `attached` says (CNI's CHECK; the embedded network has none).
+    pub async fn check(&self, plan: &Plan, attached: &Attached) -> Result<(), NetworkError> {
+        self.cni.check(plan, attached).await
+    }
+
+    /// Frees what belongs to no plan of `valid`. To be called once at start, with the plans of all pods not yet DELed.
+    pub async fn gc(&self, valid: &[Plan]) -> Result<(), NetworkError> {
+        let embedded = self.embedded.gc(valid).await;
+        self.cni.gc(valid).await.and(embedded)
+    }
+
+    /// The pod CIDRs that the kubelet gave this node: CNI plugins with the `ipRanges` capability get them, and the
+    /// embedded network takes them when it is next made.
+    pub async fn set_pod_cidrs(&self, subnets: Vec<Subnet>) -> Result<(), NetworkError> {
+        *self.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner) = subnets.clone();
+        self.embedded.set_pod_cidrs(subnets).await
+    }
+
+    /// Which network is in force for new pods, and whether it can take them.
+    pub async fn status(&self) -> NetworkStatus {
+        let not_ready = |message: String| NetworkStatus {
+            ready: false,
+            reason: "NetworkPluginNotReady".to_owned(),
+            message,
+        };
+        let ready = |message| NetworkStatus {
+            ready: true,
+            reason: String::new(),
+            message,
+        };
+        match self.choose() {
+            Err(error) | Ok(Choice::None(error)) => not_ready(error.to_string()),
+            Ok(Choice::Cni(found)) => {
+                let network = format!("CNI network {:?} of {}", found.list.name, found.path.display());
+                match self.cni.trouble(&found).await {
+                    Some(trouble) => not_ready(format!("{network}: {trouble}")),
+                    None => ready(network),
+                }
+            }
+            Ok(Choice::Embedded) => {
+                let why = match self.mode {
+                    Mode::Embedded => "as configured".to_owned(),
+                    _ => format!("no CNI configuration in {}", self.cni.directory.path().display()),
+                };
+                match self.embedded.probe().await {
+                    Ok(()) => ready(format!("embedded network: {why}")),
+                    Err(error) => not_ready(format!("embedded network: {}", super::error::chain(&error))),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Containers and processes in them, through libcontainer's `container_main_process`.
+//!
+//! The builders of libcontainer are not used: they drop the seccomp filter and the user namespace of an exec. What
+//! libcontainer sees is a spec without seccomp, capabilities and resources, of a process that is root without a
+//! working directory; what the policy says is done by `execute`, which libcontainer calls last. Cgroups are the
+//! daemon's and are joined before: for libcontainer there is a directory of the monitor's room that takes its writes.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use libcgroups::common::CgroupConfig;
+use libcontainer::notify_socket::NotifyListener;
+use libcontainer::process::args::{ContainerArgs, ContainerType};
+use libcontainer::process::container_main_process::container_main_process;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use oci_spec::runtime::{
+    LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, MountBuilder, Process, ProcessBuilder,
+    RootBuilder, Spec, SpecBuilder, UserBuilder,
+};
+
+use super::{Creation, Joining, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, execute, stage};
+use crate::sys::{fd, process, scm};
+
+/// The directory in the monitor's room that libcontainer takes for its cgroup, relative to the cgroup mount: writes to it do
+/// nothing. libcontainer insists on moving each process, which would cost a kernel-wide lock and undo nothing.
+pub const CGROUP_SINK: &str = "sink";
+
+#[derive(Clone)]
+struct Payload {
+    policy: Rc<Policy>,
+    line: Rc<OwnedFd>,
+}
+
+impl Executor for Payload {
+    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
+        execute::run(&self.policy, &self.line)
+    }
+
+    /// Nothing: a program that is missing is told when the container is started, as CRI wants it.
+    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    /// Nothing: execve is given the environment.
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}
+
+/// Makes the container. In a forked child, in the monitor's room, in the container's cgroups.
+pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError> {
+    let Creation {
+        spec,
+        rootfs,
+        mounts,
+        namespaces,
+        stdio,
+        policy,
+    } = creation;
+    diagnosis::catch(&line);
+    let mut spec: Spec = serde_json::from_slice(&spec).map_err(OciError::Spec)?;
+    let io = |op| move |source| OciError::Io { op, source };
+
+    stage::build().map_err(io("build the stage"))?;
+    let root = stage::attach(&rootfs, "root").map_err(io("attach the container's root"))?;
+    drop(rootfs);
+    bind_from_stage(&mut spec, mounts)?;
+    make_cwd(&spec, &root, &policy.cwd).map_err(io("make the working directory"))?;
+
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    linux.set_seccomp(None).set_resources(None).set_cgroups_path(None);
+    let asked = linux.namespaces().clone().unwrap_or_default();
+    linux.set_namespaces(Some(resolve(asked, &namespaces)?));
+    spec.set_linux(Some(linux))
+        .set_hooks(None)
+        .set_process(Some(bare_process(&policy)?));
+    run(ContainerType::InitContainer, spec, root, stdio, policy, line)
+}
+
+/// Makes a process in a container that runs. In a forked child, in the monitor's room, in the container's cgroups.
+pub fn join(joining: Joining, line: Rc<OwnedFd>) -> Result<Waiting, OciError> {
+    let Joining {
+        namespaces,
+        stdio,
+        policy,
+    } = joining;
+    diagnosis::catch(&line);
+    let joined = namespaces
+        .iter()
+        .map(|(kind, fd)| namespace(type_of(*kind), Some(path_of(fd))))
+        .collect::<Result<Vec<_>, _>>()?;
+    let linux = LinuxBuilder::default().namespaces(joined).build().map_err(unfit)?;
+    let root = RootBuilder::default()
+        .path("/")
+        .readonly(false)
+        .build()
+        .map_err(unfit)?;
+    let mut spec = SpecBuilder::default()
+        .linux(linux)
+        .root(root)
+        .process(bare_process(&policy)?)
+        .build()
+        .map_err(unfit)?;
+    spec.set_mounts(None);
+    // The builder fills in what libcontainer would then do to the container.
+    if let Some(linux) = spec.linux().clone() {
+        let mut linux = linux;
+        linux
+            .set_masked_paths(None)
+            .set_readonly_paths(None)
+            .set_resources(None);
+        spec.set_linux(Some(linux));
+    }
+    // libcontainer closes this descriptor in each of its processes and reports errors by it, which the line does better.
+    let (_, notify) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| OciError::Io {
+        op: "make a pipe",
+        source: e.into(),
+    })?;
+    let kind = ContainerType::TenantContainer {
+        exec_notify_fd: fd::into_number(notify),
+    };
+    run(kind, spec, PathBuf::from("/"), stdio, policy, line)
+}
+
+fn run(
+    container_type: ContainerType,
+    spec: Spec,
+    rootfs: PathBuf,
+    stdio: Stdio,
+    policy: Policy,
+    line: Rc<OwnedFd>,
+) -> Result<Waiting, OciError> {
+    let io = |op| move |source| OciError::Io { op, source };
+    let terminal = match stdio.terminal {
+        true => Some(UnixStream::pair().map_err(io("make a socket for the terminal"))?),
+        false => None,
+    };
+    let (terminal, console) = terminal.unzip();
+    let args = ContainerArgs {
+        container_type,
+        syscall: SyscallType::Linux,
+        spec: Rc::new(spec),
+        rootfs,
+        console_socket: console.map(|socket| fd::into_number(socket.into())),
+        notify_listener: told_already()?,
+        preserve_fds: 0,
+        container: None,
+        user_ns_config: None,
+        cgroup_config: CgroupConfig {
+            cgroup_path: PathBuf::from(format!("../../../{CGROUP_SINK}")),
+            systemd_cgroup: false,
+            container_name: String::new(),
+        },
+        detached: true,
+        executor: Box::new(Payload {
+            policy: Rc::new(policy),
+            line,
+        }),
+        no_pivot: false,
+        stdin: stdio.stdin.map(fd::into_number),
+        stdout: stdio.stdout.map(fd::into_number),
+        stderr: stdio.stderr.map(fd::into_number),
+        as_sibling: true,
+        pid_file: None,
+    };
+    let pid = container_main_process(&args).map_err(|source| OciError::Libcontainer {
+        op: "make the process",
+        source: Box::new(source),
+    })?;
+    let terminal = terminal
+        .map(receive_terminal)
+        .transpose()
+        .map_err(io("receive the terminal"))?;
+    Ok(Waiting {
+        pid: pid.as_raw(),
+        terminal,
+    })
+}
+
+/// libcontainer's own gate, with the word to start already waiting in it: the gate that counts is the line, which unlike this one
+/// does not open when the monitor dies.
+fn told_already() -> Result<NotifyListener, OciError> {
+    let path = PathBuf::from(format!("/start-{}", std::process::id()));
+    let listener = NotifyListener::new(&path).map_err(|source| OciError::Libcontainer {
+        op: "listen for the start",
+        source: Box::new(source),
+    })?;
+    let told = UnixStream::connect(&path);
+    let gone = std::fs::remove_file(&path);
+    told.map_err(|source| OciError::Io {
+        op: "connect to libcontainer's socket",
+        source,
+    })?;
+    gone.map_err(|source| OciError::Io {
+        op: "remove libcontainer's socket",
+        source,
+    })?;
+    Ok(listener)
+}
+
+fn receive_terminal(socket: UnixStream) -> io::Result<OwnedFd> {
+    let (mut name, mut fds) = ([0; 64], Vec::new());
+    scm::receive(&socket, &mut name, &mut fds, false)?;
+    fds.pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Attaches the sent mounts on the stage and lets the spec's `fd:<n>` name them.
+fn bind_from_stage(spec: &mut Spec, sent: Vec<OwnedFd>) -> Result<(), OciError> {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        let Some(source) = mount
+            .source()
+            .as_ref()
+            .and_then(|s| s.to_str())
+            .and_then(|s| s.strip_prefix("fd:"))
+        else {
+            continue;
+        };
+        let index: usize = source.parse().map_err(|_| OciError::Unfit {
+            what: format!("mount source fd:{source}"),
+        })?;
+        let fd = sent.get(index).ok_or_else(|| OciError::Unfit {
+            what: format!("mount {index} was not sent"),
+        })?;
+        let place = stage::attach(fd, &format!("mount-{index}")).map_err(|source| OciError::Stage { index, source })?;
+        // The attributes are set on the mount itself; of the options only how deep to bind is left to say.
+        *mount = MountBuilder::default()
+            .source(place)
+            .destination(mount.destination().clone())
+            .typ("bind")
+            .options(vec!["rbind".to_owned()])
+            .build()
+            .map_err(unfit)?;
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(())
+}
+
+/// Makes the working directory in the root while that is still writable. Below a mount it is made later, from inside.
+fn make_cwd(spec: &Spec, root: &Path, cwd: &Path) -> io::Result<()> {
+    let below_mount = |cwd: &Path| {
+        spec.mounts()
+            .iter()
+            .flatten()
+            .any(|mount| cwd.starts_with(mount.destination()))
+    };
+    if cwd.as_os_str().is_empty() || below_mount(cwd) {
+        return Ok(());
+    }
+    match stage::make_directory(root, cwd) {
+        // A root that cannot be written to and has no such directory: entering it will say so.
+        Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        other => other,
+    }
+}
+
+/// The namespaces asked for, with `nsfd:<kind>` resolved to what was sent.
+fn resolve(asked: Vec<LinuxNamespace>, sent: &Namespaces) -> Result<Vec<LinuxNamespace>, OciError> {
+    asked
+        .into_iter()
+        .map(|asked| {
+            let Some(kind) = asked
+                .path()
+                .as_ref()
+                .and_then(|p| p.to_str())
+                .and_then(|p| p.strip_prefix("nsfd:"))
+            else {
+                return Ok(asked);
+            };
+            let (_, fd) = sent
+                .iter()
+                .find(|(sent, _)| type_of(*sent) == asked.typ())
+                .ok_or_else(|| OciError::Unfit {
+                    what: format!("namespace {kind} was not sent"),
+                })?;
+            namespace(asked.typ(), Some(path_of(fd)))
+        })
+        .collect()
+}
+
+fn namespace(kind: LinuxNamespaceType, path: Option<PathBuf>) -> Result<LinuxNamespace, OciError> {
+    let builder = LinuxNamespaceBuilder::default().typ(kind);
+    match path {
+        Some(path) => builder.path(path),
+        None => builder,
+    }
+    .build()
+    .map_err(unfit)
+}
+
+fn type_of(kind: Namespace) -> LinuxNamespaceType {
+    match kind {
+        Namespace::Net => LinuxNamespaceType::Network,
+        Namespace::Ipc => LinuxNamespaceType::Ipc,
+        Namespace::Uts => LinuxNamespaceType::Uts,
+        Namespace::Pid => LinuxNamespaceType::Pid,
+        Namespace::User => LinuxNamespaceType::User,
+        Namespace::Mount => LinuxNamespaceType::Mount,
+        Namespace::Cgroup => LinuxNamespaceType::Cgroup,
+    }
+}
+
+fn path_of(fd: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// The process as libcontainer is to see it: root, no directory, HOME set (else it would ask NSS, inside the image).
+fn bare_process(policy: &Policy) -> Result<Process, OciError> {
+    let user = UserBuilder::default().uid(0_u32).gid(0_u32).build().map_err(unfit)?;
+    let mut process = ProcessBuilder::default()
+        .user(user)
+        .args(vec!["crisp".to_owned()])
+        .env(vec!["HOME=/".to_owned()])
+        .cwd("")
+        .no_new_privileges(false)
+        .build()
+        .map_err(unfit)?;
+    process
+        .set_capabilities(None)
+        .set_rlimits(None)
+        .set_apparmor_profile(policy.apparmor.clone());
+    process.set_no_new_privileges(None);
+    Ok(process)
+}
+
+fn unfit(error: oci_spec::OciSpecError) -> OciError {
+    OciError::Unfit {
+        what: error.to_string(),
+    }
+}
+
+/// The last thing of a forked child that made, or did not make, a process: tells it and ends.
+pub fn report(outcome: Result<Waiting, OciError>, line: &OwnedFd) -> ! {
+    match outcome {
+        Ok(waiting) => super::line::say_process(line, waiting.pid, waiting.terminal.as_ref()),
+        Err(error) => super::line::say_refused(line, super::line::Refusal::Failed, &super::chain(&error)),
+    }
+    process::exit_now(0)
+}

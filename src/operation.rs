@@ -1,0 +1,116 @@
+//! Joins a retried request to the first one: whoever asks again for what is being made gets the same result.
+//!
+//! A kubelet gives up after two minutes and asks again. The work goes on meanwhile; the second request waits for it,
+//! or is handed the result that nobody was left to receive. So a name is never "reserved" without an owner.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+
+/// Why an operation gives no result.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OperationError {
+    /// A different request holds the name.
+    Conflict,
+    /// The task that did the work ended without a result: it panicked, or the daemon is going down.
+    Lost,
+}
+
+struct Slot<T> {
+    request: Vec<u8>,
+    outcome: watch::Receiver<Option<T>>,
+}
+
+/// Operations under way, or finished but not yet delivered to anyone, by the name of what they make.
+pub struct Operations<T> {
+    slots: Arc<Mutex<HashMap<String, Slot<T>>>>,
+}
+
+impl<T> Default for Operations<T> {
+    fn default() -> Self {
+        Self { slots: Arc::default() }
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Operations<T> {
+    /// Runs `work`, in a task of its own that a cancelled request does not stop, or joins the one that runs for the
+    /// same `key`. `request` is the request's bytes: another request for the same key is a conflict.
+    pub async fn run<Fut>(&self, key: &str, request: Vec<u8>, work: impl FnOnce() -> Fut) -> Result<T, OperationError>
+    where
+        Fut: Future<Output = T> + Send + 'static,
+    {
+        let mut outcome = {
+            let mut slots = self.slots.lock().expect("no panic holds it");
+            match slots.get(key) {
+                Some(slot) if slot.request == request => slot.outcome.clone(),
+                Some(_) => return Err(OperationError::Conflict),
+                None => {
+                    let (sender, outcome) = watch::channel(None);
+                    let work = work();
+                    tokio::spawn(async move {
+                        let result = work.await;
+                        sender.send_replace(Some(result));
+                    });
+                    slots.insert(key.to_owned(), Slot { request, outcome: outcome.clone() });
+                    outcome
+                }
+            }
+        };
+        let result = outcome.wait_for(Option::is_some).await.ok().and_then(|result| result.clone());
+        let mut slots = self.slots.lock().expect("no panic holds it");
+        // Another waiter may have taken this slot away already, and a new operation may stand in its place.
+        if slots.get(key).is_some_and(|slot| slot.outcome.same_channel(&outcome)) {
+            slots.remove(key);
+        }
+        result.ok_or(OperationError::Lost)
+    }
+
+    /// Forgets a result that nobody received; called when what was made goes away.
+    pub fn forget(&self, key: &str) {
+        self.slots.lock().expect("no panic holds it").remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OperationError, Operations};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_joins_and_another_request_is_refused() {
+        let operations = Arc::new(Operations::default());
+        let runs = Arc::new(AtomicU32::new(0));
+        let ask = |request: &'static [u8]| {
+            let (operations, runs) = (operations.clone(), runs.clone());
+            async move {
+                let work = || async move {
+                    runs.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    7
+                };
+                operations.run("name", request.to_vec(), work).await
+            }
+        };
+        let (a, b, c) = tokio::join!(ask(b"x"), ask(b"x"), ask(b"y"));
+        assert_eq!((a, b, c), (Ok(7), Ok(7), Err(OperationError::Conflict)));
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_result_nobody_waited_for_is_given_to_the_retry() {
+        let operations = Operations::default();
+        let slow = || async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            1
+        };
+        let first = tokio::time::timeout(Duration::from_secs(1), operations.run("name", vec![], slow)).await;
+        assert!(first.is_err());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(operations.run("name", vec![], || async { 2 }).await, Ok(1));
+        assert_eq!(operations.run("name", vec![], || async { 3 }).await, Ok(3));
+    }
+}

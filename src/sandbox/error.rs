@@ -1,0 +1,52 @@
+//! What can go wrong with a sandbox.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::container::ContainerError;
+use crate::model::SandboxId;
+use crate::monitor::client::MonitorError;
+use crate::network::NetworkError;
+use crate::store::StoreError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("pod sandbox {id:?} not found")]
+    NotFound { id: String },
+    #[error("{id:?} begins the id of more than one pod sandbox")]
+    Ambiguous { id: String },
+    #[error("pod sandbox {sandbox_id} is not ready")]
+    NotReady { sandbox_id: SandboxId },
+    #[error("{what}")]
+    Invalid { what: String },
+    #[error("failed to find runtime handler {handler:?}: configured are {known:?}")]
+    UnknownHandler { handler: String, known: Vec<String> },
+    #[error("pod sandbox name {name:?} belongs to pod sandbox {sandbox_id}")]
+    NameTaken { name: String, sandbox_id: SandboxId },
+    #[error("another request is running a different pod sandbox named {name:?}")]
+    NameBusy { name: String },
+    #[error("running the pod sandbox ended without a result")]
+    Lost,
+    #[error("{op} for pod sandbox {sandbox_id}")]
+    Network { op: &'static str, sandbox_id: SandboxId, source: NetworkError },
+    #[error("{op} for pod sandbox {sandbox_id}")]
+    Monitor { op: &'static str, sandbox_id: SandboxId, source: MonitorError },
+    #[error("{op} {}", path.display())]
+    Path { op: &'static str, path: PathBuf, source: io::Error },
+    #[error("cgroup {path}: {op}")]
+    Cgroup { op: &'static str, path: String, source: io::Error },
+    #[error("pod sandbox {sandbox_id}")]
+    Containers { sandbox_id: SandboxId, source: ContainerError },
+    #[error(transparent)]
+    Spec(#[from] crate::container::spec::SpecError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl SandboxError {
+    /// A closure for `map_err` that says what was done to which path.
+    pub(super) fn path(op: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Path { op, path, source }
+    }
+}

@@ -1,0 +1,122 @@
+//! What a request for a sandbox may say.
+
+use super::SandboxError;
+use super::files::validate_dns;
+use crate::cri;
+
+/// The longest hostname the kernel takes (uname(2)).
+const HOSTNAME_BYTES: usize = 64;
+
+/// The pod's network, pid and ipc modes, with the CRI's defaults where the request is silent.
+pub fn namespace_options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+}
+
+/// Whether the pod lives in the node's network.
+pub fn is_host_network(config: &cri::PodSandboxConfig) -> bool {
+    namespace_options(config).network() == cri::NamespaceMode::Node
+}
+
+/// Refuses what no sandbox can be, naming the field.
+pub fn validate(config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
+    let invalid = |what: String| Err(SandboxError::Invalid { what });
+    let Some(metadata) = &config.metadata else {
+        return invalid("pod sandbox config: metadata is missing".to_owned());
+    };
+    if metadata.name.is_empty() || metadata.namespace.is_empty() || metadata.uid.is_empty() {
+        return invalid("pod sandbox config: metadata needs a name, a namespace and a uid".to_owned());
+    }
+    let options = namespace_options(config);
+    for (what, mode) in [("network", options.network), ("pid", options.pid), ("ipc", options.ipc)] {
+        if cri::NamespaceMode::try_from(mode).is_err() {
+            return invalid(format!("{what} namespace mode {mode} is unknown"));
+        }
+    }
+    for (what, mode) in [("network", options.network()), ("ipc", options.ipc())] {
+        if matches!(mode, cri::NamespaceMode::Container | cri::NamespaceMode::Target) {
+            return invalid(format!("{what} namespace mode {} is not for sandboxes", mode.as_str_name()));
+        }
+    }
+    if options.pid() == cri::NamespaceMode::Target {
+        return invalid("pid namespace mode TARGET is not for sandboxes".to_owned());
+    }
+    if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod) {
+        return invalid("user namespaces are not supported: userns_options must be absent or NODE".to_owned());
+    }
+    if config.hostname.is_empty() && options.network() != cri::NamespaceMode::Node {
+        return invalid("hostname may be empty only with the node's network".to_owned());
+    }
+    if config.hostname.len() > HOSTNAME_BYTES || config.hostname.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return invalid(format!("hostname {:?} is not one word of at most {HOSTNAME_BYTES} bytes", config.hostname));
+    }
+    if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
+        return invalid(format!("log_directory {:?} is not absolute", config.log_directory));
+    }
+    for mapping in &config.port_mappings {
+        let ports = [mapping.container_port, mapping.host_port];
+        if ports.iter().any(|port| !(0..=65535).contains(port)) {
+            return invalid(format!("port mapping {ports:?} is not of ports"));
+        }
+        if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<std::net::IpAddr>().is_err() {
+            return invalid(format!("port mapping: host_ip {:?} is not an IP address", mapping.host_ip));
+        }
+        if cri::Protocol::try_from(mapping.protocol).is_err() {
+            return invalid(format!("port mapping: protocol {} is unknown", mapping.protocol));
+        }
+    }
+    if let Some(dns) = &config.dns_config {
+        validate_dns(dns).map_err(|what| SandboxError::Invalid { what })?;
+    }
+    let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+    if !parent.is_empty() && (!parent.starts_with('/') || parent.split('/').any(|part| part == "..")) {
+        return invalid(format!(
+            "cgroup_parent {parent:?} is not an absolute path: the cgroup driver is cgroupfs, set the kubelet's to it"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> cri::PodSandboxConfig {
+        cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: "n".into(),
+                uid: "u".into(),
+                namespace: "ns".into(),
+                attempt: 0,
+            }),
+            hostname: "h".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn each_mistake_is_told_by_its_field() {
+        type Mistake = (&'static str, fn(&mut cri::PodSandboxConfig));
+        let mistakes: [Mistake; 8] = [
+            ("metadata", |c| c.metadata = None),
+            ("metadata", |c| c.metadata.as_mut().unwrap().uid.clear()),
+            ("hostname", |c| c.hostname.clear()),
+            ("hostname", |c| c.hostname = "x".repeat(65)),
+            ("log_directory", |c| c.log_directory = "relative".into()),
+            ("port mapping", |c| c.port_mappings = vec![cri::PortMapping { host_port: 70000, ..Default::default() }]),
+            ("cgroup_parent", |c| {
+                c.linux = Some(cri::LinuxPodSandboxConfig { cgroup_parent: "a.slice".into(), ..Default::default() });
+            }),
+            ("cgroup_parent", |c| {
+                c.linux = Some(cri::LinuxPodSandboxConfig { cgroup_parent: "/a/../..".into(), ..Default::default() });
+            }),
+        ];
+        assert!(validate(&config()).is_ok());
+        for (field, make) in mistakes {
+            let mut config = config();
+            make(&mut config);
+            let told = validate(&config).expect_err(field).to_string();
+            assert!(told.contains(field), "{told}");
+        }
+    }
+}

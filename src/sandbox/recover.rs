@@ -1,0 +1,140 @@
+//! After a restart of the daemon: pods as the disk, their monitors and the kernel know them.
+//!
+//! Nothing here waits for anything that can hang: what a pod lost is undone in the background.
+
+use std::sync::{Arc, Mutex};
+
+use super::{Sandbox, SandboxError, Sandboxes, name_of};
+use crate::model::{SandboxId, chain};
+use crate::monitor::client::{Client, Events};
+use crate::monitor::protocol::Snapshot;
+use crate::store::{PodPhase, StoredPod};
+
+impl Sandboxes {
+    /// Takes over every pod of an earlier daemon, all at once, and returns the plans of those that hold a network.
+    pub async fn recover(self: &Arc<Self>) -> Result<(), SandboxError> {
+        let mut torn = Vec::new();
+        let pods = self.parts.store.load(|id, error| torn.push((id, error)))?;
+        for (id, error) in torn {
+            tracing::warn!(sandbox_id = %id, error = %chain(&error), "record of a pod cannot be read: removing it");
+            self.sweep(&id);
+        }
+        let recovered = pods.into_iter().map(|pod| self.recover_pod(pod));
+        futures_util::future::join_all(recovered).await;
+        self.release_lost_networks().await;
+        Ok(())
+    }
+
+    async fn recover_pod(self: &Arc<Self>, pod: StoredPod) {
+        let StoredPod { record, status, containers } = pod;
+        let id = record.id.clone();
+        let same_boot = record.boot_id == self.parts.boot_id;
+        let connected = if same_boot && status.phase != PodPhase::Removing { self.reconnect(&id).await } else { None };
+        let phase = status.phase;
+        let sandbox = Arc::new(Sandbox {
+            record: Arc::new(record),
+            status: Mutex::new(status),
+            monitor: Mutex::default(),
+            ending: tokio::sync::Mutex::default(),
+        });
+        self.names.lock().expect("no panic holds it").insert(name_of(&sandbox.record.metadata()), id.clone());
+        self.index.write().expect("no panic holds it").insert(id.clone(), sandbox.clone());
+        let snapshot = connected.as_ref().map(|(_, snapshot, _)| snapshot.clone());
+        let client = connected.as_ref().map(|(client, _, _)| client.clone());
+        for container in containers {
+            self.parts.containers.adopt(container, client.clone(), snapshot.as_ref(), same_boot).await;
+        }
+        let pause_lives = snapshot.is_some_and(|snapshot| snapshot.pause.is_some() && snapshot.pause_exit.is_none());
+        match (phase, connected) {
+            (PodPhase::Ready, Some((client, _, events))) => {
+                *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
+                if !pause_lives {
+                    let status = sandbox.change(|status| status.phase = PodPhase::NotReady);
+                    self.try_record_status(&id, status).await;
+                }
+                self.follow(&sandbox, events);
+            }
+            (PodPhase::Ready, None) => {
+                if same_boot {
+                    self.monitor_gone(&sandbox).await;
+                } else {
+                    let status = sandbox.change(|status| status.phase = PodPhase::NotReady);
+                    self.try_record_status(&id, status).await;
+                }
+            }
+            (PodPhase::NotReady, connected) => {
+                if let Some((client, _, events)) = connected {
+                    *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
+                    self.follow(&sandbox, events);
+                }
+            }
+            // Cut short by the death of the daemon: nobody got an answer, so it is undone, or finished.
+            (PodPhase::Creating | PodPhase::Removing, connected) => {
+                if let Some((client, _, _)) = connected {
+                    *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
+                }
+                sandbox.change(|status| status.phase = PodPhase::NotReady);
+                self.finish_removal(sandbox);
+            }
+        }
+    }
+
+    async fn reconnect(&self, id: &SandboxId) -> Option<(Client, Snapshot, Events)> {
+        match Client::connect(&self.parts.store.pod_run_dir(id)).await {
+            Ok(connected) => Some(connected),
+            Err(error) => {
+                tracing::debug!(sandbox_id = %id, error = %chain(&error), "no monitor answers");
+                None
+            }
+        }
+    }
+
+    /// Removes a pod in the background, again and again until it is gone.
+    fn finish_removal(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let mut pause = std::time::Duration::from_millis(100);
+            loop {
+                let ending = sandbox.ending.lock().await;
+                match this.remove_found(&sandbox).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tracing::warn!(sandbox_id = %sandbox.record.id, error = %chain(&error), "pod cannot be removed yet");
+                    }
+                }
+                drop(ending);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(std::time::Duration::from_secs(60));
+            }
+        });
+    }
+
+    /// Removes what an unreadable record belonged to, as far as its id leads.
+    fn sweep(self: &Arc<Self>, id: &SandboxId) {
+        let (store, id) = (self.parts.store.clone(), id.clone());
+        let netns = self.parts.netns_dir.join(&id);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = crate::network::netns::remove(&netns) {
+                tracing::warn!(sandbox_id = %id, %error, "network namespace of a torn pod remains");
+            }
+            if let Err(error) = super::files::unmount_shm(&store.pod_run_dir(&id)) {
+                tracing::warn!(sandbox_id = %id, %error, "mount of a torn pod remains");
+            }
+            if let Err(error) = store.remove_pod(&id) {
+                tracing::warn!(sandbox_id = %id, error = %chain(&error), "directories of a torn pod remain");
+            }
+        });
+    }
+
+    /// Tells the network which pods hold one, so that it frees what belongs to none.
+    async fn release_lost_networks(&self) {
+        let held: Vec<_> = self
+            .list(|sandbox| !sandbox.status().network_released)
+            .iter()
+            .filter_map(|sandbox| serde_json::from_value(sandbox.record.network.clone()?).ok())
+            .collect();
+        if let Err(error) = self.parts.networks.gc(&held).await {
+            tracing::warn!(error = %chain(&error), "networks of lost pods not collected");
+        }
+    }
+}

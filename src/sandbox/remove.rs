@@ -1,0 +1,70 @@
+//! RemovePodSandbox: stops it if need be, removes its containers and then everything of it.
+
+use std::sync::Arc;
+
+use super::{Sandbox, SandboxError, Sandboxes, blocking, name_of};
+use crate::events::Kind;
+use crate::store::PodPhase;
+use crate::sys::cgroup::Cgroup;
+
+impl Sandboxes {
+    /// Removes a sandbox. Fine if it is not known.
+    pub async fn remove(self: &Arc<Self>, id: &str) -> Result<(), SandboxError> {
+        let sandbox = match self.find(id) {
+            Ok(sandbox) => sandbox,
+            Err(SandboxError::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let this = self.clone();
+        let removed = tokio::spawn(async move {
+            let _ending = sandbox.ending.lock().await;
+            this.remove_found(&sandbox).await
+        });
+        removed.await.unwrap_or(Err(SandboxError::Lost))
+    }
+
+    /// As [`Sandboxes::remove`], of a sandbox at hand whose `ending` the caller holds.
+    pub(super) async fn remove_found(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let id = &sandbox.record.id;
+        self.stop_found(sandbox).await?;
+        let status = sandbox.change(|status| status.phase = PodPhase::Removing);
+        self.try_record_status(id, status).await;
+        for container in self.parts.containers.of_pod(id) {
+            let removed = self.parts.containers.remove_found(&container).await;
+            removed.map_err(|source| SandboxError::Containers { sandbox_id: id.clone(), source })?;
+        }
+        self.remove_cgroup_parent(sandbox).await?;
+        let (store, at) = (self.parts.store.clone(), id.clone());
+        blocking(move || store.remove_pod(&at)).await?;
+        self.release(sandbox);
+        Ok(())
+    }
+
+    /// Removes the pod's cgroup parent if crisp made it and nothing is left in it.
+    async fn remove_cgroup_parent(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        if !sandbox.record.cgroup_parent_made {
+            return Ok(());
+        }
+        let (cgroups, path) = (self.parts.cgroups.clone(), sandbox.record.cgroup());
+        let at = path.clone();
+        blocking(move || Cgroup::open(&cgroups, &at)?.remove_empty_parents("/"))
+            .await
+            .map_err(|source| SandboxError::Cgroup { op: "remove the parents of", path, source })
+    }
+
+    /// Gives back the name and tells that the sandbox is gone. Only the first of two concurrent removals tells.
+    fn release(&self, sandbox: &Sandbox) {
+        let id = &sandbox.record.id;
+        if self.index.write().expect("no panic holds it").remove(id).is_none() {
+            return;
+        }
+        let name = name_of(&sandbox.record.metadata());
+        self.running.forget(&name);
+        let mut names = self.names.lock().expect("no panic holds it");
+        if names.get(&name) == Some(id) {
+            names.remove(&name);
+        }
+        drop(names);
+        self.tell(Kind::Deleted, id);
+    }
+}

@@ -1,0 +1,339 @@
+//! RunPodSandbox: a pod is born.
+//!
+//! The intent is on disk before anything is made; each thing made is followed by how to unmake it; network and monitor
+//! come up at the same time.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use prost::Message;
+
+use super::limits::{is_host_network, namespace_options, validate};
+use super::{Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
+use crate::container::spec;
+use crate::cri;
+use crate::events::Kind;
+use crate::model::{SandboxId, chain};
+use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
+use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
+use crate::operation::OperationError;
+use crate::store::{PodPhase, PodRecord, PodStatus, Process};
+use crate::sys::cgroup::Cgroup;
+use crate::undo::Undo;
+
+impl Sandboxes {
+    /// Runs a sandbox and returns its id once it is ready. The same request again, while the first is under way or
+    /// has not been answered, gets the first one's result.
+    pub async fn run(
+        self: &Arc<Self>,
+        config: cri::PodSandboxConfig,
+        runtime_handler: String,
+    ) -> Result<SandboxId, Arc<SandboxError>> {
+        validate(&config)?;
+        if !self.parts.runtime_handlers.contains(&runtime_handler) {
+            let known = self.parts.runtime_handlers.clone();
+            return Err(Arc::new(SandboxError::UnknownHandler { handler: runtime_handler, known }));
+        }
+        let name = name_of(&config.metadata.clone().unwrap_or_default());
+        let mut request = config.encode_to_vec();
+        request.extend_from_slice(runtime_handler.as_bytes());
+        let this = self.clone();
+        let key = name.clone();
+        let work = || async move { this.run_named(key, config, runtime_handler).await.map_err(Arc::new) };
+        match self.running.run(&name, request, work).await {
+            Ok(result) => result,
+            Err(OperationError::Conflict) => Err(Arc::new(SandboxError::NameBusy { name })),
+            Err(OperationError::Lost) => Err(Arc::new(SandboxError::Lost)),
+        }
+    }
+
+    async fn run_named(
+        self: Arc<Self>,
+        name: String,
+        config: cri::PodSandboxConfig,
+        runtime_handler: String,
+    ) -> Result<SandboxId, SandboxError> {
+        let id = SandboxId::new(crate::model::random_id());
+        {
+            let mut names = self.names.lock().expect("no panic holds it");
+            if let Some(holder) = names.get(&name) {
+                return Err(SandboxError::NameTaken { name, sandbox_id: holder.clone() });
+            }
+            names.insert(name.clone(), id.clone());
+        }
+        let mut undo = Undo::default();
+        let this = self.clone();
+        undo.push("pod sandbox name", move || async move {
+            this.names.lock().expect("no panic holds it").remove(&name);
+            Ok(())
+        });
+        match self.make(&id, config, runtime_handler, &mut undo).await {
+            Ok(sandbox) => {
+                undo.commit();
+                self.index.write().expect("no panic holds it").insert(id.clone(), sandbox);
+                self.tell(Kind::Created, &id);
+                self.tell(Kind::Started, &id);
+                Ok(id)
+            }
+            Err(error) => {
+                undo.unwind().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes everything that a sandbox is; `undo` can unmake it.
+    async fn make(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        config: cri::PodSandboxConfig,
+        runtime_handler: String,
+        undo: &mut Undo,
+    ) -> Result<Arc<Sandbox>, SandboxError> {
+        let record = Arc::new(self.describe(id, config, runtime_handler)?);
+        let sysctls = spec::sandbox::check(&record.config, &self.parts.host)?;
+        let spec = sandbox_spec(&record, sysctls);
+        let sandbox = Arc::new(Sandbox {
+            record: record.clone(),
+            status: Mutex::default(),
+            monitor: Mutex::default(),
+            ending: tokio::sync::Mutex::default(),
+        });
+
+        let store = self.parts.store.clone();
+        undo.push("pod sandbox directories", {
+            let (store, id) = (store.clone(), id.clone());
+            move || async move { blocking(move || store.remove_pod(&id)).await.map_err(|error| chain(&error)) }
+        });
+        let (written, run_dir) = (record.clone(), store.pod_run_dir(id));
+        blocking({
+            let run_dir = run_dir.clone();
+            move || {
+                store.create_pod(&written)?;
+                let dns = written.config.dns_config.as_ref();
+                let own_network = written.netns.is_some();
+                let hostname = hostname(&written.config);
+                files::write(&run_dir, &hostname, dns, own_network)
+                    .map_err(SandboxError::path("write the files of", &run_dir))
+            }
+        })
+        .await?;
+
+        undo.push("/dev/shm of the pod", {
+            let run_dir = run_dir.clone();
+            move || async move { blocking(move || files::unmount_shm(&run_dir)).await.map_err(|error| error.to_string()) }
+        });
+        let own_ipc = namespace_options(&record.config).ipc() != cri::NamespaceMode::Node;
+        let cgroups = self.parts.cgroups.clone();
+        let (cgroup_path, parent_made) = (record.cgroup(), record.cgroup_parent_made);
+        undo.push("cgroup of the pod", {
+            let (cgroups, path) = (cgroups.clone(), cgroup_path.clone());
+            move || async move {
+                blocking(move || unmake_cgroup(&cgroups, &path, parent_made)).await.map_err(|error| error.to_string())
+            }
+        });
+        let mounted = blocking(move || {
+            if own_ipc {
+                files::mount_shm(&run_dir).map_err(SandboxError::path("mount", run_dir.join(files::SHM)))?;
+            }
+            let failed = |op| {
+                let path = cgroup_path.clone();
+                move |source| SandboxError::Cgroup { op, path, source }
+            };
+            let cgroup = Cgroup::create(&cgroups, &cgroup_path).map_err(failed("create"))?;
+            cgroup.procs_fds().map_err(failed("open"))
+        });
+
+        // The monitor starts while the network is set up; neither needs the other.
+        let (network, monitor, cgroup_procs) =
+            tokio::join!(self.attach_network(&record), self.spawn_monitor(&record), mounted);
+        if record.netns.is_some() {
+            let this = self.clone();
+            let (record, attached) = (record.clone(), network.as_ref().ok().and_then(|n| n.attached.clone()));
+            undo.push("network of the pod", move || async move { this.detach_network(&record, attached).await });
+        }
+        if let Ok((client, _)) = &monitor {
+            let client = client.clone();
+            undo.push("monitor of the pod", move || async move {
+                client.stop_sandbox().await.map_err(|error| chain(&error))?;
+                client.shutdown().await.map_err(|error| chain(&error))
+            });
+        }
+        let (client, events) = monitor?;
+        let network = network?;
+        let fds = SandboxFds { netns: network.netns, cgroup_procs: cgroup_procs? };
+        let pause = client.create_sandbox(spec, fds).await.map_err(|source| SandboxError::Monitor {
+            op: "create the namespaces",
+            sandbox_id: id.clone(),
+            source,
+        })?;
+
+        let status = PodStatus {
+            phase: PodPhase::Ready,
+            ips: network.attached.as_ref().map(|attached| attached.ips.clone()).unwrap_or_default(),
+            attached: network.attached.as_ref().and_then(|attached| serde_json::to_value(attached).ok()),
+            network_released: record.netns.is_none(),
+            pause: Some(Process { pid: pause.pid, start_time: pause.start_time }),
+            monitor_pid: Some(client.monitor_pid()),
+            resources: None,
+        };
+        self.record_status(id, status.clone()).await?;
+        sandbox.change(|now| *now = status);
+        *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
+        self.follow(&sandbox, events);
+        Ok(sandbox)
+    }
+
+    /// The record of a sandbox to be: what is asked for, and where its parts will be.
+    fn describe(
+        &self,
+        id: &SandboxId,
+        config: cri::PodSandboxConfig,
+        runtime_handler: String,
+    ) -> Result<PodRecord, SandboxError> {
+        let asked = config.linux.as_ref().map(|linux| linux.cgroup_parent.trim_end_matches('/')).unwrap_or_default();
+        let cgroup_parent = match asked {
+            "" => format!("{}/{id}", self.parts.cgroup_parent),
+            parent => parent.to_owned(),
+        };
+        let netns = (!is_host_network(&config)).then(|| self.parts.netns_dir.join(id));
+        let network = match &netns {
+            None => None,
+            Some(netns) => {
+                let plan = self.parts.networks.plan(attachment(id, &config, netns.clone())).map_err(|source| {
+                    SandboxError::Network { op: "plan the network", sandbox_id: id.clone(), source }
+                })?;
+                let plan = serde_json::to_value(plan).map_err(|error| SandboxError::Invalid {
+                    what: format!("network plan: {error}"),
+                })?;
+                Some(plan)
+            }
+        };
+        Ok(PodRecord {
+            id: id.clone(),
+            cgroup_parent_made: Cgroup::open(&self.parts.cgroups, &cgroup_parent).is_err(),
+            config,
+            runtime_handler,
+            created_at_ns: now_ns(),
+            boot_id: self.parts.boot_id.clone(),
+            netns,
+            network,
+            cgroup_parent,
+        })
+    }
+
+    async fn spawn_monitor(&self, record: &PodRecord) -> Result<(Client, MonitorEvents), SandboxError> {
+        let run_dir = self.parts.store.pod_run_dir(&record.id);
+        self.parts.launcher.spawn(&record.id, &run_dir).await.map_err(|source| SandboxError::Monitor {
+            op: "start the monitor",
+            sandbox_id: record.id.clone(),
+            source,
+        })
+    }
+
+    /// The network namespace, and ADD.
+    async fn attach_network(&self, record: &PodRecord) -> Result<PodNetwork, SandboxError> {
+        let (Some(path), Some(plan)) = (record.netns.clone(), record.network.clone()) else {
+            return Ok(PodNetwork::default());
+        };
+        let (dir, id) = (self.parts.netns_dir.clone(), record.id.clone());
+        let netns = blocking(move || {
+            netns::create(&dir, id.as_str())?;
+            netns::open(&path)
+        })
+        .await
+        .map_err(SandboxError::path("make the network namespace", record.netns.clone().unwrap_or_default()))?;
+        let failed = |source| SandboxError::Network { op: "set up the network", sandbox_id: record.id.clone(), source };
+        let plan: Plan = serde_json::from_value(plan)
+            .map_err(|error| SandboxError::Invalid { what: format!("network plan: {error}") })?;
+        let attached = self.parts.networks.add(&plan).await.map_err(failed)?;
+        Ok(PodNetwork { netns: Some(netns.into()), attached: Some(attached) })
+    }
+
+    /// Undoes [`Sandboxes::attach_network`], however far it came.
+    async fn detach_network(&self, record: &PodRecord, attached: Option<Attached>) -> Result<(), String> {
+        if let Some(plan) = record.network.clone() {
+            let plan: Plan = serde_json::from_value(plan).map_err(|error| error.to_string())?;
+            self.parts.networks.del(&plan, attached.as_ref()).await.map_err(|error| chain(&error))?;
+        }
+        if let Some(path) = record.netns.clone() {
+            blocking(move || netns::remove(&path)).await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// What a pod with a network of its own has of it.
+#[derive(Default)]
+struct PodNetwork {
+    netns: Option<OwnedFd>,
+    attached: Option<Attached>,
+}
+
+/// Removes the pod's cgroup, whatever is in it, and its parent if that was made for it.
+pub(super) fn unmake_cgroup(
+    cgroups: &Arc<crate::sys::cgroup::Hierarchy>,
+    path: &str,
+    parent_made: bool,
+) -> std::io::Result<()> {
+    let cgroup = Cgroup::open(cgroups, path)?;
+    cgroup.kill()?;
+    cgroup.remove()?;
+    if parent_made { cgroup.remove_empty_parents("/") } else { Ok(()) }
+}
+
+/// The pod's host name: its own, or with the node's network the node's.
+pub fn hostname(config: &cri::PodSandboxConfig) -> String {
+    if !config.hostname.is_empty() && !is_host_network(config) {
+        return config.hostname.clone();
+    }
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> SandboxSpec {
+    let options = namespace_options(&record.config);
+    SandboxSpec {
+        // With the node's network the node's name goes with it.
+        hostname: (!is_host_network(&record.config)).then(|| hostname(&record.config)),
+        new_ipc: options.ipc() != cri::NamespaceMode::Node,
+        new_pid: options.pid() == cri::NamespaceMode::Pod,
+        sysctls: sysctls.into_iter().map(|(path, value)| (path.display().to_string(), value)).collect(),
+        ..SandboxSpec::default()
+    }
+}
+
+fn attachment(id: &SandboxId, config: &cri::PodSandboxConfig, netns: PathBuf) -> Attachment {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let dns = config.dns_config.clone().unwrap_or_default();
+    Attachment {
+        sandbox_id: id.clone(),
+        namespace: metadata.namespace,
+        name: metadata.name,
+        uid: metadata.uid,
+        netns,
+        ports: config
+            .port_mappings
+            .iter()
+            .filter(|mapping| mapping.host_port > 0)
+            .map(|mapping| PortMapping {
+                protocol: protocol(mapping.protocol()),
+                container_port: mapping.container_port as u16,
+                host_port: mapping.host_port as u16,
+                host_ip: mapping.host_ip.parse().ok(),
+            })
+            .collect(),
+        dns: Dns { servers: dns.servers, searches: dns.searches, options: dns.options },
+        annotations: config.annotations.clone().into_iter().collect(),
+        cgroup_parent: config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).filter(|path| !path.is_empty()),
+    }
+}
+
+fn protocol(protocol: cri::Protocol) -> Protocol {
+    match protocol {
+        cri::Protocol::Tcp => Protocol::Tcp,
+        cri::Protocol::Udp => Protocol::Udp,
+        cri::Protocol::Sctp => Protocol::Sctp,
+    }
+}

@@ -1,0 +1,155 @@
+//! Making a cgroup in every hierarchy.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::hierarchy::{CONTROLLERS, Place};
+use super::{Cgroup, Hierarchy, file};
+
+/// How often a directory is made again whose parent somebody removed in between (the last container of a pod's
+/// neighbour going away takes empty parents with it).
+const ATTEMPTS: usize = 100;
+
+impl Cgroup {
+    /// Makes the cgroup at `path` and all above it that are missing, in every hierarchy. One that exists is fine.
+    ///
+    /// On v1 `cpuset.cpus` and `cpuset.mems` are filled from above, else no process could join. On cgroup2 the
+    /// controllers that crisp uses are enabled down the path (a controller that cannot be enabled is left out and
+    /// [`Cgroup::apply`] says so when a limit needs it); the cgroup's own `cgroup.subtree_control` stays empty, so
+    /// that it may hold processes. On failure what was made is removed.
+    pub fn create(hierarchy: &Arc<Hierarchy>, path: &str) -> io::Result<Self> {
+        let cgroup = Self::open(hierarchy, path)?;
+        let mut made = Made::default();
+        for root in hierarchy.roots() {
+            make(root, &cgroup.path, &mut made)?;
+        }
+        if let Some(Place::V1(root)) = hierarchy.place("cpuset") {
+            let dir = cgroup.dir_below(root);
+            seed(root, &dir, "cpuset.cpus")?;
+            seed(root, &dir, "cpuset.mems")?;
+        }
+        if hierarchy.is_v2() {
+            let wanted = CONTROLLERS
+                .into_iter()
+                .filter(|c| hierarchy.cgroup2_offers(c))
+                .collect::<Vec<_>>();
+            cgroup.enable(&wanted)?;
+        }
+        made.dirs.clear();
+        Ok(cgroup)
+    }
+
+    /// Enables `controllers` for this cgroup, from the root of cgroup2 down to its parent.
+    pub(super) fn enable(&self, controllers: &[&str]) -> io::Result<()> {
+        match (
+            self.hierarchy.cgroup2(),
+            self.cgroup2_dir().as_deref().and_then(Path::parent),
+        ) {
+            (Some(root), Some(parent)) => enable_below(root, parent, controllers),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Directories made so far; removed again, deepest first, when dropped with any left in it.
+#[derive(Default)]
+struct Made {
+    dirs: Vec<PathBuf>,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        for dir in self.dirs.iter().rev() {
+            if let Err(error) = std::fs::remove_dir(dir) {
+                tracing::debug!(dir = %dir.display(), %error, "could not undo mkdir");
+            }
+        }
+    }
+}
+
+fn make(root: &Path, path: &str, made: &mut Made) -> io::Result<()> {
+    let leaf = root.join(&path[1..]);
+    let mut outcome = make_one(&leaf, made);
+    for _ in 0..ATTEMPTS {
+        if !matches!(&outcome, Err(e) if e.kind() == io::ErrorKind::NotFound) {
+            break;
+        }
+        let mut dir = root.to_owned();
+        outcome = path[1..].split('/').try_for_each(|part| {
+            dir.push(part);
+            make_one(&dir, made)
+        });
+    }
+    outcome
+}
+
+/// `NotFound` if the directory above is gone, or this one was there and went meanwhile.
+fn make_one(dir: &Path, made: &mut Made) -> io::Result<()> {
+    let error = match std::fs::create_dir(dir) {
+        Ok(()) => {
+            made.dirs.push(dir.to_owned());
+            return Ok(());
+        }
+        // The kernel's word for a parent that is being removed.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => io::ErrorKind::NotFound.into(),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match std::fs::symlink_metadata(dir) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => e,
+            Err(gone) => gone,
+        },
+        Err(e) => e,
+    };
+    Err(file::failed("mkdir", dir, error))
+}
+
+/// Fills `name` in `dir` from the nearest cgroup above that has it, and in all between (cpuset(7), section
+/// "Permissions and rules": a child's set must lie within its parent's).
+fn seed(root: &Path, dir: &Path, name: &str) -> io::Result<String> {
+    let path = dir.join(name);
+    let present = file::read(&path)?.trim().to_owned();
+    if !present.is_empty() || dir == root {
+        return Ok(present);
+    }
+    let parent = dir.parent().filter(|parent| parent.starts_with(root)).unwrap_or(root);
+    let inherited = seed(root, parent, name)?;
+    file::write(&path, &inherited)?;
+    Ok(inherited)
+}
+
+/// Enables `wanted` in `dir`'s `cgroup.subtree_control`, and above it as far as needed. The usual case, in which all
+/// are enabled already, costs one read.
+fn enable_below(root: &Path, dir: &Path, wanted: &[&str]) -> io::Result<()> {
+    let control = dir.join("cgroup.subtree_control");
+    let enabled = file::read(&control)?;
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|c| !enabled.split_whitespace().any(|e| e == **c))
+        .copied()
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent().filter(|_| dir != root) {
+        enable_below(root, parent, &missing)?;
+    }
+    let available = file::read(&dir.join("cgroup.controllers"))?;
+    let mut requests = missing
+        .into_iter()
+        .filter(|c| available.split_whitespace().any(|a| a == *c))
+        .peekable();
+    if requests.peek().is_none() {
+        return Ok(());
+    }
+    let requests: Vec<String> = requests.map(|c| format!("+{c}")).collect();
+    if file::write_raw(&control, &requests.join(" ")).is_ok() {
+        return Ok(());
+    }
+    // One refusal (a cgroup with processes, real-time threads, ...) fails the whole write: take what can be had.
+    for request in &requests {
+        if let Err(error) = file::write_raw(&control, request) {
+            tracing::debug!(path = %control.display(), request, %error, "cgroup controller not enabled");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! Reading and writing the kernel's cgroup files; an error names the file, and the value when one was written.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+pub(super) fn failed(op: impl std::fmt::Display, path: &Path, source: io::Error) -> io::Error {
+    io::Error::new(source.kind(), format!("{op} {}: {source}", path.display()))
+}
+
+pub(super) fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
+pub(super) fn unsupported(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, what)
+}
+
+/// One write(2) of `value`: the kernel takes each write as one request.
+pub(super) fn write(path: &Path, value: &str) -> io::Result<()> {
+    write_raw(path, value).map_err(|e| name_write(path, value, e))
+}
+
+/// As [`write`], with the kernel's bare error for callers that look at its number.
+pub(super) fn write_raw(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+/// Names a failed write. A missing file in a cgroup that exists means a controller that is not enabled there, which
+/// must not be mistaken for a cgroup that is gone.
+pub(super) fn name_write(path: &Path, value: &str, source: io::Error) -> io::Error {
+    if source.kind() == io::ErrorKind::NotFound && path.parent().is_some_and(Path::is_dir) {
+        return unsupported(format!(
+            "write {value:?} to {}: the cgroup has no such file",
+            path.display()
+        ));
+    }
+    failed(format_args!("write {value:?} to"), path, source)
+}
+
+pub(super) fn read(path: &Path) -> io::Result<String> {
+    read_raw(path).map_err(|e| failed("read", path, e))
+}
+
+fn read_raw(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    OpenOptions::new().read(true).open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// A file that holds one number; `max` and `-1` read as none.
+pub(super) fn read_number(path: &Path) -> io::Result<Option<u64>> {
+    Ok(super::parse::number(read(path)?.as_bytes()))
+}
+
+/// The names of the directories in `dir`: the cgroups below it. Empty when `dir` is gone.
+pub(super) fn children(dir: &Path) -> io::Result<Vec<std::path::PathBuf>> {
+    let gone = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if gone(&e) => return Ok(Vec::new()),
+        Err(e) => return Err(failed("list", dir, e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        match entry {
+            Ok(entry) if entry.file_type().is_ok_and(|kind| kind.is_dir()) => found.push(entry.path()),
+            Ok(_) => {}
+            Err(e) if gone(&e) => break,
+            Err(e) => return Err(failed("list", dir, e)),
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,193 @@
+//! Sandboxes and containers from their making to their end.
+
+use crisp::model::ContainerId;
+use crisp::monitor::client::{Event, SandboxFds};
+use crisp::monitor::protocol::{Exit, FailureKind};
+
+use crate::pod::{Pod, eventually, is_alive, new_id, sandbox, shell};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runs_writes_its_log_and_leaves_its_exit_record_before_the_event() {
+    let mut pod = Pod::new().await;
+    let container = pod.run(shell("echo out; echo err >&2; hostname; exit 7")).await;
+    let exit = pod.exit_of(&container).await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (7, 0, false));
+    let record = std::fs::read_to_string(pod.run_dir().join("exits").join(&container)).unwrap();
+    assert_eq!(Exit::from_record(&record), Some(exit));
+    let mut log = pod.log_of(&container);
+    log.sort();
+    assert_eq!(log, ["stderr F err", "stdout F out", "stdout F the-pod"]);
+    pod.client.forget(&container).await.unwrap();
+    assert!(!pod.run_dir().join("exits").join(&container).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pause_is_called_pause_and_owns_nothing() {
+    let pod = Pod::with(
+        crisp::monitor::client::SandboxSpec {
+            new_pid: true,
+            ..sandbox()
+        },
+        SandboxFds::default(),
+    )
+    .await;
+    let proc = std::path::PathBuf::from(format!("/proc/{}", pod.pause.pid));
+    eventually("it has named itself", || {
+        std::fs::read(proc.join("comm")).unwrap() == b"pause\n"
+    })
+    .await;
+    let status = std::fs::read_to_string(proc.join("status")).unwrap();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .map(|value| value.trim().to_owned())
+            .unwrap_or_default()
+    };
+    assert_eq!(field("Name:"), "pause");
+    assert_eq!(field("NSpid:").split_whitespace().last(), Some("1"));
+    assert_eq!(
+        (field("CapEff:"), field("CapBnd:")),
+        ("0000000000000000".into(), "0000000000000000".into())
+    );
+    assert_eq!(std::fs::read(proc.join("cmdline")).unwrap(), b"/pause\0");
+    assert_eq!(std::fs::read_dir(proc.join("root")).unwrap().count(), 0);
+    assert!(std::fs::write(proc.join("root/file"), "x").is_err());
+    pod.client.stop_sandbox().await.unwrap();
+    assert!(!is_alive(pod.pause.pid));
+    pod.client.stop_sandbox().await.unwrap();
+    pod.client.shutdown().await.unwrap();
+    eventually("the monitor is gone", || !is_alive(pod.monitor_pid)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sysctls_are_written_in_the_pods_namespaces_and_nowhere_else() {
+    let before = std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap();
+    let mut spec = sandbox();
+    spec.sysctls.insert("kernel.shm_rmid_forced".into(), "1".into());
+    let mut pod = Pod::with(spec, SandboxFds::default()).await;
+    let (_, log) = pod.run_to_end(shell("cat /proc/sys/kernel/shm_rmid_forced")).await;
+    assert_eq!(log, ["stdout F 1"]);
+    assert_eq!(
+        std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap(),
+        before
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_be_executed_is_told_when_it_is_started() {
+    let mut pod = Pod::new().await;
+    for (program, kind, code, says) in [
+        ("nowhere", FailureKind::ProgramNotFound, 127, "not found in $PATH"),
+        ("/nowhere", FailureKind::ProgramNotFound, 127, "no such file"),
+        ("/etc/passwd", FailureKind::ProgramDenied, 126, "permission denied"),
+        ("/etc", FailureKind::ProgramDenied, 126, "permission denied"),
+    ] {
+        let mut policy = shell("");
+        policy.args = vec![program.as_bytes().to_vec()];
+        let (container, _) = pod.create(policy).await;
+        let error = pod.client.start(&container).await.unwrap_err();
+        assert_eq!(error.kind(), Some(kind), "{error}");
+        assert!(
+            error.to_string().contains(says) && error.to_string().contains(program),
+            "{error}"
+        );
+        assert_eq!(pod.exit_of(&container).await.code, code);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_lacks_everything_fails_with_the_cause() {
+    let pod = Pod::new().await;
+    let error = pod
+        .create_as(
+            shell("true"),
+            |_| {},
+            |json, _| json["mounts"][0]["type"] = "no-such-filesystem".into(),
+        )
+        .await
+        .unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("ENODEV"), "{text}");
+    // Nothing of it is left, and the monitor goes on.
+    pod.create(shell("true")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_was_never_started_can_be_killed() {
+    let mut pod = Pod::new().await;
+    let (container, process) = pod.create(shell("true")).await;
+    assert!(is_alive(process.pid));
+    pod.client.signal(&container, 9).await.unwrap();
+    assert_eq!(pod.exit_of(&container).await.signal, 9);
+    let error = pod.client.start(&container).await.unwrap_err();
+    assert_eq!(error.kind(), Some(FailureKind::State));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_make_no_sense_are_refused_each_in_its_way() {
+    let pod = Pod::new().await;
+    let unknown = ContainerId::new(new_id());
+    assert_eq!(
+        pod.client.start(&unknown).await.unwrap_err().kind(),
+        Some(FailureKind::NotFound)
+    );
+    pod.client.forget(&unknown).await.unwrap();
+    let error = pod
+        .create_as(shell("true"), |spec| spec.container_id = "../../x".into(), |_, _| {})
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), Some(FailureKind::Invalid));
+    let error = pod
+        .client
+        .create_sandbox(sandbox(), SandboxFds::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), Some(FailureKind::Exists));
+    assert_eq!(
+        pod.client.shutdown().await.unwrap_err().kind(),
+        Some(FailureKind::State)
+    );
+    let container = pod.run(shell("exec sleep 60")).await;
+    assert_eq!(
+        pod.client.forget(&container).await.unwrap_err().kind(),
+        Some(FailureKind::State)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_pause_is_told() {
+    let mut pod = Pod::new().await;
+    crate::pod::kill(pod.pause.pid);
+    assert!(matches!(pod.event().await, Event::PauseExited { exit } if exit.signal == 9));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_of_a_pod_share_what_a_pod_shares() {
+    let mut pod = Pod::with(
+        crisp::monitor::client::SandboxSpec {
+            new_pid: true,
+            ..sandbox()
+        },
+        SandboxFds::default(),
+    )
+    .await;
+    let alone = pod.run(shell("exec sleep 60")).await;
+    let (_, log) = pod.run_to_end(shell("cat /proc/[0-9]*/comm; true")).await;
+    assert_eq!(log, ["stdout F sh"], "each sees only its own processes");
+    let shared = pod
+        .create_as(
+            shell("cat /proc/1/comm; echo $$"),
+            |_| {},
+            |json, _| json["linux"]["namespaces"][0]["path"] = "nsfd:pid".into(),
+        )
+        .await
+        .unwrap()
+        .0;
+    pod.client.start(&shared).await.unwrap();
+    pod.exit_of(&shared).await;
+    let log = pod.log_of(&shared);
+    assert_eq!(log[0], "stdout F pause");
+    assert_ne!(log[1], "stdout F 1");
+    pod.client.signal(&alone, 15).await.unwrap();
+}
