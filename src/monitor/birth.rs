@@ -245,3 +245,15 @@ pub fn namespaces_of(pid: i32, kinds: &[Namespace]) -> io::Result<oci::Namespace
         })
         .collect()
 }
+
+/// Makes the pipes of a process its user's, whose number on the node is `uid`: the user of a user namespace could not take
+/// what belongs to nobody there.
+pub fn give_pipes(stdio: &oci::Stdio, uid: u32) -> io::Result<()> {
+    use rustix::fs::{FileType, Uid, fchown, fstat};
+    for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten() {
+        if FileType::from_raw_mode(fstat(stream)?.st_mode) == FileType::Fifo {
+            fchown(stream, Some(Uid::from_raw(uid)), None)?;
+        }
+    }
+    Ok(())
+}

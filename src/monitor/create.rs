@@ -87,6 +87,9 @@ impl Monitor {
             .ok_or_else(|| failure(FailureKind::Invalid, "no root came"))?;
         let namespaces = self.namespaces(&mut sent).map_err(failed)?;
         let pipes = Pipes::new(call.tty, call.stdin).map_err(failed)?;
+        if let Some(uid) = self.sandbox.outer_uid(call_policy.uid) {
+            birth::give_pipes(&pipes.theirs, uid).map_err(failed)?;
+        }
         let (ours, theirs) = process::message_pair().map_err(failed)?;
         let outfit = Outfit {
             line: theirs,

@@ -72,6 +72,9 @@ impl Monitor {
             stderr: sent.one(Role::Stderr),
             terminal: call.tty,
         };
+        if let Some(uid) = self.sandbox.outer_uid(call_policy.uid) {
+            birth::give_pipes(&stdio, uid).map_err(failed)?;
+        }
         let (ours, theirs) = process::message_pair().map_err(failed)?;
         // It need not wait for anything.
         line::start(&ours).map_err(failed)?;
