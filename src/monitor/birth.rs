@@ -160,6 +160,8 @@ impl Sent {
 pub struct Outfit {
     pub line: OwnedFd,
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The cgroup2 cgroup that it is born in.
+    pub cgroup_dir: Option<OwnedFd>,
     pub oom_score_adj: Option<i32>,
     pub limits: Vec<(u32, u64, u64)>,
 }
@@ -172,7 +174,7 @@ impl Outfit {
             line::say_refused(&self.line, Refusal::Failed, &e.to_string());
             process::exit_now(1);
         }
-        std::mem::forget(self.cgroup_procs);
+        std::mem::forget((self.cgroup_procs, self.cgroup_dir));
         Rc::new(self.line)
     }
 

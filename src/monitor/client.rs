@@ -71,7 +71,10 @@ impl MonitorError {
 pub struct SandboxFds {
     /// The network namespace to join; none: the host's.
     pub netns: Option<OwnedFd>,
+    /// Files to which the process writes `0` to join its cgroups, best v1's `tasks`.
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The directory of the cgroup2 cgroup that the process is born in.
+    pub cgroup_dir: Option<OwnedFd>,
 }
 
 /// Descriptors of a container.
@@ -81,7 +84,10 @@ pub struct ContainerFds {
     pub rootfs: OwnedFd,
     /// Detached mounts: the n-th is `fd:<n>` in the OCI spec's mount sources.
     pub mounts: Vec<OwnedFd>,
+    /// Files to which the process writes `0` to join its cgroups, best v1's `tasks`.
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The directory of the cgroup2 cgroup that the process is born in.
+    pub cgroup_dir: Option<OwnedFd>,
     /// None: the output is thrown away.
     pub log: Option<OwnedFd>,
     /// `memory.events` (v2) or `memory.oom_control` (v1).
@@ -114,7 +120,10 @@ pub struct ExecFds {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
+    /// Files to which the process writes `0` to join its cgroups, best v1's `tasks`.
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The directory of the cgroup2 cgroup that the process is born in.
+    pub cgroup_dir: Option<OwnedFd>,
 }
 
 /// A process that [`Client::exec`] started.
@@ -194,6 +203,7 @@ impl Client {
         let mut load = Load::default();
         load.add(Role::Network, fds.netns);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
+        load.add(Role::CgroupDirectory, fds.cgroup_dir);
         self.process("make the sandbox", Call::CreateSandbox(spec), load)
             .await
             .map(|(process, _)| process)
@@ -205,6 +215,7 @@ impl Client {
         load.add(Role::Rootfs, [fds.rootfs]);
         load.add(Role::Mount, fds.mounts);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
+        load.add(Role::CgroupDirectory, fds.cgroup_dir);
         load.add(Role::Log, fds.log);
         load.add(Role::OomEvents, fds.oom_events);
         for (kind, fd) in fds.namespaces {
@@ -244,6 +255,7 @@ impl Client {
         load.add(Role::Stdout, fds.stdout);
         load.add(Role::Stderr, fds.stderr);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
+        load.add(Role::CgroupDirectory, fds.cgroup_dir);
         let call = Exec {
             container_id: spec.container_id,
             policy: Some(spec.policy),

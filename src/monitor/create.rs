@@ -94,6 +94,7 @@ impl Monitor {
         let outfit = Outfit {
             line: theirs,
             cgroup_procs: sent.all(Role::CgroupProcs),
+            cgroup_dir: sent.one(Role::CgroupDirectory),
             oom_score_adj: call_policy.oom_score_adj,
             limits: birth::limits(&call_policy.limits),
         };
@@ -105,7 +106,7 @@ impl Monitor {
             stdio: pipes.theirs,
             policy: policy(call_policy),
         };
-        let maker = match self.single.fork().map_err(failed)? {
+        let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
             Forked::Child => make(outfit, creation),
             Forked::Parent(maker) => maker,
         };

@@ -81,6 +81,7 @@ impl Monitor {
         let outfit = Outfit {
             line: theirs,
             cgroup_procs: sent.all(Role::CgroupProcs),
+            cgroup_dir: sent.one(Role::CgroupDirectory),
             oom_score_adj: call_policy.oom_score_adj,
             limits: birth::limits(&call_policy.limits),
         };
@@ -89,7 +90,7 @@ impl Monitor {
             stdio,
             policy: policy(call_policy),
         };
-        let maker = match self.single.fork().map_err(failed)? {
+        let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
             Forked::Child => join(outfit, joining),
             Forked::Parent(maker) => maker,
         };

@@ -22,7 +22,7 @@ pub enum Role {
     Unspecified = 0,
     /// The pod's network namespace, to be joined.
     Network = 1,
-    /// A `cgroup.procs` open for writing; one for each hierarchy.
+    /// A file to which a process writes `0` to join a cgroup; one for each hierarchy.
     CgroupProcs = 2,
     /// A container's root: a detached mount.
     Rootfs = 3,
@@ -41,6 +41,8 @@ pub enum Role {
     Stdin = 12,
     Stdout = 13,
     Stderr = 14,
+    /// The directory of a cgroup2 cgroup to be born in.
+    CgroupDirectory = 16,
 }
 
 /// From the daemon. Descriptors ride with the frame, in the order of `roles`.

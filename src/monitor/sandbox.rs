@@ -67,10 +67,11 @@ impl Monitor {
         let outfit = Outfit {
             line: theirs,
             cgroup_procs: sent.all(Role::CgroupProcs),
+            cgroup_dir: sent.one(Role::CgroupDirectory),
             oom_score_adj: Some(plan.call.oom_score_adj.unwrap_or(OOM_SCORE_ADJ)),
             limits: Vec::new(),
         };
-        let maker = match self.single.fork().map_err(failed)? {
+        let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
             Forked::Child => plan.carry_out(outfit),
             Forked::Parent(maker) => maker,
         };
