@@ -306,12 +306,17 @@ impl Monitor {
             self.containers.shrink_to_fit();
             self.execs.shrink_to_fit();
             process::trim_memory();
+            process::release_code();
             self.rested = true;
         }
         for event in &events[..count] {
             if let Some(token) = Token::decode(event.data.u64()) {
                 self.handle(token);
             }
+        }
+        // Neither a daemon nor a pod: nobody will ever come.
+        if self.wire.connection.is_none() && matches!(self.sandbox, Sandbox::Empty) && self.containers.is_empty() {
+            self.done = true;
         }
         Ok(())
     }
@@ -376,10 +381,6 @@ impl Monitor {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => self.wire.connection = None,
             }
-        }
-        // Neither a daemon nor a pod: nobody will ever come.
-        if self.wire.connection.is_none() && matches!(self.sandbox, Sandbox::Empty) && self.containers.is_empty() {
-            self.done = true;
         }
     }
 
