@@ -1,7 +1,7 @@
 //! The monitor's loop: one thread, one epoll.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 
 use prost::Message;
@@ -160,13 +160,16 @@ pub struct Inheritance {
 }
 
 impl Inheritance {
-    /// Takes it over.
+    /// Takes it over, and closes whatever else is open: what the daemon itself inherited, from a shell perhaps, need not be
+    /// close-on-exec, and nobody should wait for the end of a pipe that a pod holds.
     pub fn take() -> io::Result<Self> {
-        Ok(Self {
+        let taken = Self {
             daemon: fd::duplicate_standard(0)?,
             run_dir: fd::duplicate_standard(1)?,
             pause_program: fd::duplicate_standard(2)?,
-        })
+        };
+        fd::close_all_but(&[&taken.daemon, &taken.run_dir, &taken.pause_program].map(AsRawFd::as_raw_fd))?;
+        Ok(taken)
     }
 }
 
