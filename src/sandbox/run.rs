@@ -14,6 +14,7 @@ use super::limits::{is_host_network, namespace_options, validate};
 use super::{Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
 use crate::container::spec;
 use crate::cri;
+use crate::fault;
 use crate::events::Kind;
 use crate::model::{SandboxId, chain};
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
@@ -72,6 +73,7 @@ impl Sandboxes {
         match self.make(&id, config, runtime_handler, &mut undo).await {
             Ok(sandbox) => {
                 undo.commit();
+                fault::point("run: committed").await?;
                 self.index.write().expect("no panic holds it").insert(id.clone(), sandbox);
                 self.tell(Kind::Created, &id);
                 self.tell(Kind::Started, &id);
@@ -120,6 +122,7 @@ impl Sandboxes {
             }
         })
         .await?;
+        fault::point("run: recorded").await?;
 
         undo.push("/dev/shm of the pod", {
             let run_dir = run_dir.clone();
@@ -143,6 +146,7 @@ impl Sandboxes {
                 move |source| SandboxError::Cgroup { op, path, source }
             };
             let cgroup = Cgroup::create(&cgroups, &cgroup_path).map_err(failed("create"))?;
+            fault::blocking_point("run: cgroup made")?;
             cgroup.procs_fds().map_err(failed("open"))
         });
 
@@ -163,6 +167,7 @@ impl Sandboxes {
         }
         let (client, events) = monitor?;
         let network = network?;
+        fault::point("run: network and monitor up").await?;
         let fds = SandboxFds { netns: network.netns, cgroup_procs: cgroup_procs? };
         let pause = client.create_sandbox(spec, fds).await.map_err(|source| SandboxError::Monitor {
             op: "create the namespaces",
@@ -170,6 +175,7 @@ impl Sandboxes {
             source,
         })?;
 
+        fault::point("run: pause made").await?;
         let status = PodStatus {
             phase: PodPhase::Ready,
             ips: network.attached.as_ref().map(|attached| attached.ips.clone()).unwrap_or_default(),
@@ -180,6 +186,7 @@ impl Sandboxes {
             resources: None,
         };
         self.record_status(id, status.clone()).await?;
+        fault::point("run: ready recorded").await?;
         sandbox.change(|now| *now = status);
         *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
         self.follow(&sandbox, events);
@@ -245,10 +252,12 @@ impl Sandboxes {
         })
         .await
         .map_err(SandboxError::path("make the network namespace", record.netns.clone().unwrap_or_default()))?;
+        fault::point("run: network namespace made").await?;
         let failed = |source| SandboxError::Network { op: "set up the network", sandbox_id: record.id.clone(), source };
         let plan: Plan = serde_json::from_value(plan)
             .map_err(|error| SandboxError::Invalid { what: format!("network plan: {error}") })?;
         let attached = self.parts.networks.add(&plan).await.map_err(failed)?;
+        fault::point("run: network added").await?;
         Ok(PodNetwork { netns: Some(netns.into()), attached: Some(attached) })
     }
 
