@@ -130,11 +130,11 @@ impl Sandboxes {
         });
         let own_ipc = namespace_options(&record.config).ipc() != cri::NamespaceMode::Node;
         let cgroups = self.parts.cgroups.clone();
-        let (cgroup_path, parent_made) = (record.cgroup(), record.cgroup_parent_made);
+        let (cgroup_path, until) = (record.cgroup(), self.cgroup_that_stays(&record));
         undo.push("cgroup of the pod", {
             let (cgroups, path) = (cgroups.clone(), cgroup_path.clone());
             move || async move {
-                blocking(move || unmake_cgroup(&cgroups, &path, parent_made)).await.map_err(|error| error.to_string())
+                blocking(move || unmake_cgroup(&cgroups, &path, until.as_deref())).await.map_err(|error| error.to_string())
             }
         });
         let mounted = blocking(move || {
@@ -220,7 +220,7 @@ impl Sandboxes {
         };
         Ok(PodRecord {
             id: id.clone(),
-            cgroup_parent_made: Cgroup::open(&self.parts.cgroups, &cgroup_parent).is_err(),
+            cgroup_parent_made: Cgroup::open(&self.parts.cgroups, &cgroup_parent).is_ok_and(|parent| !parent.exists()),
             config,
             runtime_handler,
             created_at_ns: now_ns(),
@@ -281,16 +281,16 @@ struct PodNetwork {
     attached: Option<Attached>,
 }
 
-/// Removes the pod's cgroup, whatever is in it, and its parent if that was made for it.
+/// Removes the pod's cgroup, whatever is in it, and what is empty above it below `until`.
 pub(super) fn unmake_cgroup(
     cgroups: &Arc<crate::sys::cgroup::Hierarchy>,
     path: &str,
-    parent_made: bool,
+    until: Option<&str>,
 ) -> std::io::Result<()> {
     let cgroup = Cgroup::open(cgroups, path)?;
     cgroup.kill()?;
     cgroup.remove()?;
-    if parent_made { cgroup.remove_empty_parents("/") } else { Ok(()) }
+    until.map_or(Ok(()), |until| cgroup.remove_empty_parents(until))
 }
 
 /// The pod's host name: its own, or the node's with the node's network and where the request names none.
