@@ -10,8 +10,8 @@ import os
 import shutil
 import sys
 
-from harness import paths, plugins, process
-from harness.contender import BIG, Contender, median
+from harness import owner, paths, plugins, process
+from harness.contender import BIG, Contender
 from harness.containerd import Containerd
 from harness.crisp import Crisp
 from harness.table import AtMost, Axis, Over, Share, Table
@@ -167,6 +167,7 @@ def main():
     args = arguments()
     try:
         with Undo() as undo:
+            undo.push("the owner of target", owner.give_back)
             bench = Bench(args, undo)
             bench.run(args.axis)
     except Interrupted as interrupted:

@@ -75,7 +75,7 @@ class Contender:
         waiting = subprocess.Popen([*self._client(count=pods), "await"], stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, text=True)
         began = time.time_ns()
-        self.runtime.start()
+        self.runtime.start(wait=False)
         return (int(waiting.communicate()[0]) - began) / 1e6
 
     def idle_ms_per_second(self, seconds):

@@ -3,12 +3,12 @@
 import json
 import subprocess
 
+from harness.screen import StepFailed
 
-class CrictlError(Exception):
+
+class CrictlError(StepFailed):
     def __init__(self, argv, done):
         super().__init__(f"crictl {' '.join(argv)}: exit {done.returncode}: {(done.stderr or done.stdout).strip()[-1500:]}")
-        self.returncode, self.stdout, self.stderr = done.returncode, done.stdout, done.stderr
-
 
 class Crictl:
     def __init__(self, program, endpoint, directory, prefix=()):

@@ -6,13 +6,14 @@ Every selected spec must pass, at the first attempt; what is left out stands in 
 import argparse
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import time
 
 from fixtures.pin import pin
-from harness import paths, process, registry, specs, tools
+from harness import owner, paths, process, registry, specs, tools
 from harness.containerd import Containerd
 from harness.crisp import Crisp
 from harness.netns import Netns
@@ -95,7 +96,7 @@ def run_once(suite, chosen, endpoint, prefix, args, log):
     outcomes = [outcome for outcome in outcomes if outcome.state != "skipped" or outcome.name in chosen]
     for outcome in outcomes:
         if outcome.state != "passed":
-            message = " ".join(outcome.message.split())
+            message = " ".join(re.sub(r"<\*status\.Error.*?>: (.*?)\{ s: \{.*", r"\1", outcome.message, flags=re.S).split())
             print(f"  {outcome.state.upper()} {outcome.name}\n        {outcome.place}: {message[:400]}", flush=True)
     for name in sorted(set(chosen) - {outcome.name for outcome in outcomes}):
         print(f"  NOT RUN {name}", flush=True)
@@ -138,7 +139,7 @@ def run(args, undo):
               f"{time.monotonic() - began:.0f} s ({log})", flush=True)
         passed = passed and good == len(chosen) and all(outcome.state == "passed" for outcome in outcomes)
         if runtime and not runtime.daemon.alive():
-            print(f"the daemon ended in the middle:\n{runtime.daemon.tail()}")
+            print(f"the daemon ended in the middle, with {runtime.stop()}:\n{runtime.daemon.tail()}")
             return False
     return passed
 
@@ -146,6 +147,7 @@ def run(args, undo):
 def main():
     try:
         with Undo() as undo:
+            undo.push("the owner of target", owner.give_back)
             return 0 if run(arguments(), undo) else 1
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}", file=sys.stderr)

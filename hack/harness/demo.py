@@ -12,10 +12,9 @@ import subprocess
 import sys
 import time
 
-from harness import cgroups, leaks, netns, paths, pods, process, registry, tools
+from harness import cgroups, leaks, netns, owner, paths, pods, process, registry, tools
 from harness.containerd import Containerd
 from harness.crisp import Crisp
-from harness.crictl import CrictlError
 from harness.screen import Screen, StepFailed, eventually, expect, expect_equal
 from harness.undo import Interrupted, Undo
 
@@ -29,6 +28,15 @@ def arguments():
     parser.add_argument("--host-network", action="store_true", help="on the machine's own network")
     parser.add_argument("--runtime", choices=("crisp", "containerd"), default="crisp", help="play it on containerd to compare")
     return parser.parse_args()
+
+
+def _progress(log):
+    """What the daemon's log says of a pull, less the time and where it was said."""
+    for line in log:
+        said = re.search(r"image::pull\S*: (.*?)(?: reference=\S+)?((?: \w+=\S+)*)$", line.rstrip())
+        if said:
+            figures = re.findall(r" ((?:digest|layer|layers|bytes|total_bytes|received_bytes|seconds)=\S{1,19})", said[2])
+            yield " ".join([said[1], *figures])
 
 
 class Demo:
@@ -130,7 +138,7 @@ class Demo:
                 self.crictl("pull", pods.image(name))
                 with open(self.runtime.log, errors="replace") as log:
                     log.seek(began)
-                    step.note("".join(line for line in log if "pull" in line.lower()).strip())
+                    step.note("\n".join(_progress(log)))
         with self.screen.step("the list of images has them, each with its digest") as step:
             listed = {tag: image for image in self.crictl.json("images", "-o", "json")["images"] for tag in image["repoTags"]}
             for name in ("kubia", "nginx", "toolbox"):
@@ -172,7 +180,8 @@ class Demo:
                 step.note(answer)
         with self.screen.step("the containers see each other on localhost"):
             for port in (80, 8080):
-                expect_equal(f"the answer on {port}", self.sync(self.containers["toolbox"], "wget", "-q", "-O", "-", f"http://127.0.0.1:{port}/"), wanted)
+                answer = self.sync(self.containers["toolbox"], "wget", "-q", "-O", "-", f"http://127.0.0.1:{port}/")
+                expect_equal(f"the answer on {port}", answer, wanted)
         with self.screen.step("resolv.conf holds the pod's DNS configuration"):
             text = self.sync(self.containers["toolbox"], "cat", "/etc/resolv.conf")
             for line in (f"nameserver {pods.DNS['servers'][0]}", "search " + " ".join(pods.DNS["searches"]), "options ndots:5"):
@@ -223,21 +232,23 @@ class Demo:
             self.crictl("stop", "-t", "1", self.containers["kubia"])
             expect_equal("its state", self.state(self.containers["kubia"]), "EXITED")
             self.crictl("rm", "--keep-logs", self.containers["kubia"])
-            self.containers["kubia"] = self.create(self.web, self.web_config, self.configs.container(pods.WEB_HOSTNAME, "kubia", "kubia", (), self.volume_path, attempt=1))
+            again = self.configs.container(pods.WEB_HOSTNAME, "kubia", "kubia", (), self.volume_path, attempt=1)
+            self.containers["kubia"] = self.create(self.web, self.web_config, again)
             self.crictl("start", self.containers["kubia"])
             expect_equal("what kubia reads", self.sync(self.containers["kubia"], "cat", "/data/note"), "remember")
             eventually("an answer", lambda: self.get(self.address) == f"You've hit {pods.WEB_HOSTNAME}")
 
     def logs_and_exec(self):
         self.screen.title("Logs and exec")
-        for name, wanted in (("kubia", f"kubia serves on port 8080 as {pods.WEB_HOSTNAME}"), ("nginx", '"GET / HTTP/1.'), ("toolbox", "toolbox is up")):
+        lines = {"kubia": f"kubia serves on port 8080 as {pods.WEB_HOSTNAME}", "nginx": '"GET / HTTP/1.', "toolbox": "toolbox is up"}
+        for name, wanted in lines.items():
             with self.screen.step(f"the log of {name}") as step:
-                text = eventually("its line in the log", lambda: (lines := self.crictl("logs", self.containers[name])) and wanted in lines and lines)
-                step.note("\n".join([line for line in text.splitlines() if wanted in line][:1]))
+                step.note(eventually("its line", lambda: next(
+                    (line for line in self.crictl("logs", self.containers[name]).splitlines() if wanted in line), None)))
         with self.screen.step("exec: both streams, in the container's own file system"):
-            done = self.crictl.attempt("exec", "-s", self.containers["toolbox"], "sh", "-c", "echo to stdout; echo to stderr >&2; ls /usr/local/bin")
-            expect_equal("its exit", done.returncode, 0)
-            expect("to stdout" in done.stdout and "to stderr" in done.stdout + done.stderr and "ipc" in done.stdout, f"it printed {done.stdout!r} {done.stderr!r}")
+            printed = self.sync(self.containers["toolbox"], "sh", "-c", "echo to stdout; echo to stderr >&2; ls /usr/local/bin")
+            for wanted in ("to stdout", "to stderr", "ipc"):
+                expect(wanted in printed, f"{wanted!r} is not in {printed!r}")
         with self.screen.step("exec: an exit code comes back"):
             done = self.crictl.attempt("exec", "-s", self.containers["toolbox"], "sh", "-c", "exit 42")
             expect(done.returncode != 0 and "42" in done.stderr, f"42 is not in {done.stderr!r}")
@@ -245,7 +256,8 @@ class Demo:
     def deaf(self):
         self.screen.title("A container that ignores TERM")
         with self.screen.step("run it"):
-            deaf = self.create(self.web, self.web_config, self.configs.container(pods.WEB_HOSTNAME, "deaf", "toolbox", ("sh", "-c", IGNORES_TERM)))
+            config = self.configs.container(pods.WEB_HOSTNAME, "deaf", "toolbox", ("sh", "-c", IGNORES_TERM))
+            deaf = self.create(self.web, self.web_config, config)
             self.crictl("start", deaf)
             eventually("its first line", lambda: "deaf" in self.crictl("logs", deaf))
         with self.screen.step(f"stop it with {GRACE_SECONDS} s of grace: it is killed then, not before, not much later") as step:
@@ -319,11 +331,12 @@ def main():
     screen = Screen()
     try:
         with Undo() as undo:
+            undo.push("the owner of target", owner.give_back)
             Demo(args, undo, screen).play()
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}; everything is cleaned up", file=sys.stderr)
         return 130
-    except (StepFailed, CrictlError, process.ProcessError) as failed:
+    except (StepFailed, process.ProcessError, tools.ToolError) as failed:
         print(f"\nthe demo FAILED after {screen.done} steps: {failed}", file=sys.stderr)
         return 1
     print(f"\nall {screen.done} steps as they should be, in {time.monotonic() - screen.began:.1f} s")

@@ -19,7 +19,7 @@ class Runtime:
 
     def __init__(self, directory, netns, undo, network="cni", mirrors=None, group=None):
         if group is None:
-            group = cgroups.Group(f"crisp-hack/{directory.name}", undo)
+            group = cgroups.Group(f"crisp-hack/{directory.parent.name}", undo)
         self.directory, self.netns, self.network, self.mirrors, self.group = directory, netns, network, mirrors, group
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / f"{self.name}.log"
@@ -41,9 +41,10 @@ class Runtime:
     def argv(self):
         raise NotImplementedError
 
-    def start(self):
+    def start(self, wait=True):
         self.daemon = Daemon([*self.netns.prefix, *self.argv()], self.log, setup=self.group.enter)
-        self.daemon.wait_until(self._serves)
+        if wait:
+            self.daemon.wait_until(self._serves)
 
     def stop(self, **how):
         return self.daemon.stop(**how)

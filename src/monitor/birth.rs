@@ -165,7 +165,7 @@ pub struct Outfit {
 }
 
 impl Outfit {
-    /// Child: puts it on: dies with the monitor, has default signals, is in its cgroups, holds only `keep` and the line.
+    /// Child: puts it on: dies with the monitor, hears signals, is in its cgroups, holds only `keep` and the line.
     /// A child that this does not fit tells why and ends.
     pub fn put_on(self, keep: &[RawFd]) -> Rc<OwnedFd> {
         if let Err(e) = self.try_on(keep) {
@@ -178,7 +178,7 @@ impl Outfit {
 
     fn try_on(&self, keep: &[RawFd]) -> io::Result<()> {
         process::set_parent_death_signal(libc::SIGKILL)?;
-        process::reset_signals();
+        process::unblock_signals();
         for procs in &self.cgroup_procs {
             rustix::io::write(procs, b"0").map_err(|e| crate::sys::failed("join a cgroup", e))?;
         }

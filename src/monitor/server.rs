@@ -206,6 +206,8 @@ pub fn run(sandbox_id: String, inheritance: Inheritance) -> io::Result<()> {
     drop(null);
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
+    // For what will be executed. Here, all stay blocked: a pipe without a reader is an error like any other.
+    process::reset_signals();
     let signals = process::signal_fd()?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(

@@ -96,7 +96,7 @@ fn become_program(policy: &Policy, line: &OwnedFd) -> Result<Never, Failure> {
     let args = strings(&policy.args)?;
     let env = strings(&env)?;
     let path = CString::new(program.as_os_str().as_bytes()).map_err(|_| zero_byte())?;
-    process::reset_signals();
+    process::unblock_signals();
     let error = seccomp::load_and_execute(&policy.seccomp, policy.seccomp_flags, &path, &args, &env);
     let kind = match error.raw_os_error() {
         Some(libc::ENOENT) => Refusal::ProgramNotFound,

@@ -32,7 +32,7 @@ const DIAGNOSIS: u8 = b'D';
 const START: u8 = b'S';
 
 /// The longest message; what is longer is cut.
-const LONGEST: usize = 8 << 10;
+const LONGEST: usize = 2 << 10;
 
 fn say(line: &OwnedFd, what: u8, text: &[u8], fd: Option<&OwnedFd>) {
     let mut message = vec![what];

@@ -77,17 +77,15 @@ pub fn bound(keep: u64) -> io::Result<()> {
             continue;
         }
         // SAFETY: no memory is involved.
-        let done = unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability, 0, 0, 0) };
-        match done {
-            0 => continue,
-            1 => {}
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == 0 {
+            continue;
+        }
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
             // The kernel knows no such capability, nor any higher one.
-            _ => return Ok(()),
-        }
-        // SAFETY: no memory is involved.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            return Err(super::failed("drop from the bounding set", io::Error::last_os_error()));
-        }
+            Some(libc::EINVAL) => Ok(()),
+            _ => Err(super::failed("drop from the bounding set", error)),
+        };
     }
     Ok(())
 }

@@ -76,7 +76,8 @@ pub fn enter(fd: impl AsFd, flag: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Sets every signal to its default action and unblocks all, real-time signals included.
+/// Sets every signal to its default action, real-time signals included. An execve keeps what is ignored and resets the
+/// rest, so what this process and its children execute starts with the defaults.
 pub fn reset_signals() {
     for signo in 1..=64 {
         if signo == libc::SIGKILL || signo == libc::SIGSTOP {
@@ -96,6 +97,10 @@ pub fn reset_signals() {
             )
         };
     }
+}
+
+/// Unblocks every signal.
+pub fn unblock_signals() {
     let none = 0_u64;
     // SAFETY: the set is eight bytes, as the size says.
     unsafe {

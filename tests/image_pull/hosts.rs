@@ -231,3 +231,32 @@ async fn docker_s_directories_without_hosts_toml_are_read() {
     std::fs::write(directory.join("client.key"), key).unwrap();
     pulls(&room, &mirror).await;
 }
+
+/// The environment is the process's, so the pull runs in a process of its own: this test again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proxies_of_the_environment_are_used() {
+    const CHILD: &str = "CRISP_TEST_BEHIND_PROXY";
+    if std::env::var_os(CHILD).is_some() {
+        let room = Room::new().await;
+        room.configure("registry.invalid", "server = \"http://registry.invalid\"");
+        return pulls(&room, "registry.invalid").await;
+    }
+    let content = content();
+    let proxy = Server::start(move |request| {
+        let mut request = request.clone();
+        // A proxy is asked by the whole address.
+        request.path = request.path.strip_prefix("http://registry.invalid").expect("an address").to_owned();
+        content.reply(&request)
+    })
+    .await;
+    let child = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "hosts::proxies_of_the_environment_are_used"])
+        .env(CHILD, "1")
+        .env("HTTP_PROXY", format!("http://{}", proxy.host()))
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    assert_eq!(proxy.requests().len(), 3);
+}

@@ -5,5 +5,6 @@ mod content;
 mod faults;
 mod hosts;
 mod kinds;
+mod real;
 mod server;
 mod sharing;

@@ -102,11 +102,21 @@ impl Pod {
     }
 
     pub async fn launch(launcher: &Launcher, spec: SandboxSpec, fds: SandboxFds) -> Self {
+        Self::launch_in(Self::prepare(), launcher, spec, fds).await
+    }
+
+    /// A directory with a root for containers and a run directory.
+    pub fn prepare() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         make_root(&dir.path().join("root"));
         std::fs::create_dir(dir.path().join("run")).unwrap();
+        dir
+    }
+
+    pub async fn launch_in(dir: tempfile::TempDir, launcher: &Launcher, spec: SandboxSpec, fds: SandboxFds) -> Self {
+        let id = SandboxId::new(new_id());
         let (client, events) = launcher
-            .spawn(&SandboxId::new(new_id()), &dir.path().join("run"))
+            .spawn(&id, &dir.path().join("run"))
             .await
             .expect("the monitor starts");
         let pause = client.create_sandbox(spec, fds).await.expect("the sandbox is made");

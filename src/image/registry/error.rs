@@ -188,6 +188,16 @@ impl RegistryError {
         )
     }
 
+    /// A host that asks for a longer pause than `longest` is not waited for.
+    pub(super) fn or_too_busy(self, longest: Duration) -> Self {
+        match self {
+            Self::Status { op, url, status, detail, retry_after: Some(wait) } if wait > longest => {
+                Self::TooBusy { op, url, status, detail, wait }
+            }
+            error => error,
+        }
+    }
+
     /// The pause that the host asked for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {

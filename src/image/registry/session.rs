@@ -139,7 +139,7 @@ impl Session {
             order,
             position: 0,
             round: 0,
-            pause: None,
+            pause: Duration::ZERO,
             best: None,
         })
     }
@@ -151,8 +151,8 @@ pub(super) struct Rounds<'a> {
     order: Vec<usize>,
     position: usize,
     round: u32,
-    /// The shortest pause that a host asked for in this round.
-    pause: Option<Duration>,
+    /// The longest pause that a host asked for in this round.
+    pause: Duration,
     /// What to tell in the end, and whether the registry itself says it: that counts more than what a mirror says.
     best: Option<(bool, RegistryError)>,
 }
@@ -178,69 +178,53 @@ impl<'a> Rounds<'a> {
     /// # Errors
     /// When no host is left that could do better.
     pub(super) async fn failed(&mut self, error: RegistryError) -> Result<(), RegistryError> {
-        let index = self.index();
-        let candidate = &self.session.candidates[index];
-        let base = &candidate.endpoint.host.base;
+        let session = self.session;
+        let candidate = &session.candidates[self.index()];
         if !error.is_of_the_host() {
             return Err(error);
         }
-        let source = std::error::Error::source(&error)
-            .map(|source| chain(source))
-            .unwrap_or_default();
-        tracing::warn!(reference = %self.session.reference, host = %shown_url(base), %error, source, "a registry host failed");
+        let error = error.or_too_busy(session.client.config.longest_pause);
         if error.is_transient() {
             candidate.has_failed.store(true, Ordering::Relaxed);
-            self.pause = match (self.pause, error.retry_after()) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            };
+            self.pause = self.pause.max(error.retry_after().unwrap_or_default());
             self.position += 1;
         } else {
             self.order.remove(self.position);
         }
-        let is_registry = !candidate.endpoint.host.is_mirror_of(self.session.reference.domain());
+        let has_next = self.position < self.order.len();
+        if has_next || self.may_go_round() {
+            let host = shown_url(&candidate.endpoint.host.base);
+            let error = chain(&error);
+            tracing::warn!(reference = %session.reference, host, error, "registry host failed, going on");
+        }
+        let is_registry = !candidate.endpoint.host.is_mirror_of(session.reference.domain());
         if is_registry || !self.best.as_ref().is_some_and(|(of_registry, _)| *of_registry) {
             self.best = Some((is_registry, error));
         }
-        if self.position < self.order.len() {
+        if has_next {
             return Ok(());
         }
-        self.next_round().await
+        if !self.may_go_round() {
+            let (_, error) = self.best.take().expect("a round ends with a failure");
+            return Err(error);
+        }
+        self.next_round().await;
+        Ok(())
     }
 
-    async fn next_round(&mut self) -> Result<(), RegistryError> {
+    fn may_go_round(&self) -> bool {
+        !self.order.is_empty() && self.round + 1 < self.session.client.config.attempts
+    }
+
+    async fn next_round(&mut self) {
         let config = &self.session.client.config;
-        self.position = 0;
-        self.round += 1;
-        let asked = self.pause.take();
-        let is_too_long = asked.is_some_and(|asked| asked > config.longest_pause);
-        if self.order.is_empty() || self.round >= config.attempts || is_too_long {
-            let (_, error) = self.best.take().expect("a round ends with a failure");
-            return Err(match (error, asked) {
-                (
-                    RegistryError::Status {
-                        op,
-                        url,
-                        status,
-                        detail,
-                        ..
-                    },
-                    Some(wait),
-                ) if is_too_long => RegistryError::TooBusy {
-                    op,
-                    url,
-                    status,
-                    detail,
-                    wait,
-                },
-                (error, _) => error,
-            });
-        }
-        let doubled = config.backoff.saturating_mul(1 << (self.round - 1).min(16));
+        let doubled = config.backoff.saturating_mul(1 << self.round.min(16));
         // Half of it is chance, so that the nodes of a cluster do not come back all at once.
         let jittered = doubled.min(config.longest_pause).mul_f64(rand::random_range(0.5..1.0));
-        tokio::time::sleep(asked.unwrap_or_default().max(jittered)).await;
-        Ok(())
+        self.position = 0;
+        self.round += 1;
+        let pause = std::mem::take(&mut self.pause).max(jittered);
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -1,0 +1,174 @@
+"""hack/test: everything that must hold, stage by stage, one line each. Needs root; fails when any stage fails."""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from harness import owner, paths
+from harness.undo import Interrupted, Undo
+
+LOGS = paths.CACHE / "logs"
+# Each program has features of its own: what compiles together must also compile alone.
+FEATURE_SETS = (
+    ["--all-features", "--all-targets"],
+    ["--lib", "--bin", "crispd"],
+    ["--no-default-features", "--features", "monitor", "--lib", "--bin", "crisp-monitor"],
+    ["--no-default-features", "--features", "pause", "--bin", "crisp-pause"],
+)
+
+
+def _of_their_own():
+    """Integration tests that start daemons and break things: by the start of their names, run by a stage of their own."""
+    return sorted(path.stem for path in (paths.ROOT / "tests").iterdir() if path.stem.startswith(("root_", "fault_"))
+                  and (path.suffix == ".rs" or (path / "main.rs").exists()))
+
+
+def _others():
+    return sorted(path.stem for path in (paths.ROOT / "tests").iterdir()
+                  if path.stem not in _of_their_own() and (path.suffix == ".rs" or (path / "main.rs").exists()))
+
+
+def _cargo_test(names, *words):
+    """Built on the machine's network, run in one of their own: a test that forgets to be careful harms nothing."""
+    chosen = [word for name in names for word in ("--test", name)]
+    test = ["cargo", "test", "--all-features", "--no-fail-fast", *chosen]
+    yield [*test, *words, "--no-run"]
+    yield ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *test, *words, "--"]
+
+
+def _tools():
+    for name in ("crictl", "critest", "bench-client"):
+        yield [sys.executable, "-c", f"from harness import tools; tools.tool({name!r})"]
+
+
+def _fmt():
+    yield ["cargo", "fmt", "--check", "--", "--color", "never"]
+
+
+def _clippy():
+    for features in FEATURE_SETS:
+        yield ["cargo", "clippy", *features, "--", "-D", "warnings"]
+
+
+def _build():
+    yield ["hack/build"]
+
+
+def _unit():
+    yield from _cargo_test([], "--lib")
+
+
+def _api():
+    if _others():
+        yield from _cargo_test(_others())
+
+
+def _faults():
+    if not _of_their_own():
+        return
+    for words in _cargo_test(_of_their_own()):
+        yield words if words[-1] != "--" else [*words, "--test-threads=1"]
+
+
+def _critest():
+    yield ["hack/critest"]
+
+
+def _demo():
+    yield ["hack/demo"]
+
+
+def _demo_cni():
+    yield ["hack/demo", "--cni"]
+
+
+STAGES = {
+    "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "api": _api, "faults": _faults,
+    "tools": _tools, "critest": _critest, "demo": _demo, "demo-cni": _demo_cni,
+}
+
+
+def _counts(text):
+    """What the log says of how much was tested."""
+    found = []
+    results = re.findall(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", text)
+    if results:
+        passed, failed, ignored = (sum(int(result[i]) for result in results) for i in range(3))
+        found.append(f"{passed} passed" + (f", {failed} failed" if failed else "") + (f", {ignored} IGNORED" if ignored else ""))
+    for specs in re.findall(r"critest \w+: (.*? passed.*?), \d+ s", text):
+        found.append(specs)
+    for steps in re.findall(r"all (\d+) steps", text):
+        found.append(f"{steps} steps")
+    return "; ".join(found)
+
+
+def _ignored(text):
+    return any(int(count) for count in re.findall(r"; (\d+) ignored", text))
+
+
+def _run(argv, out):
+    """Gives the exit code. When we are told to end, it is told so too, and has the time to clean up."""
+    child = subprocess.Popen(argv, cwd=paths.ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    try:
+        return child.wait()
+    except Interrupted:
+        os.killpg(child.pid, signal.SIGTERM)
+        child.wait()
+        raise
+
+
+def run_stage(name):
+    """Runs every command of the stage, all of them even after a failure; gives whether all was well."""
+    log = LOGS / f"test-{name}.log"
+    began = time.monotonic()
+    failed = None
+    with open(log, "w") as out:
+        for argv in STAGES[name]():
+            print("+", " ".join(str(word) for word in argv), file=out, flush=True)
+            code = _run(argv, out)
+            if code != 0:
+                failed = failed or f"{' '.join(argv[:4])}...: exit {code}"
+    text = log.read_text(errors="replace")
+    if not failed and _ignored(text):
+        failed = "tests were ignored; here everything runs"
+    print(f"  {'FAILED' if failed else 'ok    '} {name:<9} {_counts(text):<60} {time.monotonic() - began:6.1f} s", flush=True)
+    if failed:
+        print(f"         {failed}; the end of {log}:")
+        for line in _telling(text)[-40:]:
+            print(f"         | {line}")
+    return failed is None
+
+
+def _telling(text):
+    """The lines about what failed where there are such, else the last ones."""
+    lines = text.splitlines()
+    told = [line for line in lines if re.search(r"FAILED|panicked|^error|NOT RUN|^\s+\S+\.go:\d+", line)]
+    return told or lines
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="hack/test", description=__doc__)
+    parser.add_argument("--only", action="append", choices=STAGES, metavar="STAGE", help="only this stage: " + ", ".join(STAGES))
+    args = parser.parse_args()
+    LOGS.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    chosen = args.only or list(STAGES)
+    try:
+        with Undo() as undo:
+            undo.push("the owner of target", owner.give_back)
+            good = [name for name in chosen if run_stage(name)]
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted}", file=sys.stderr)
+        return 130
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    print(f"\n{len(good)} of {len(chosen)} stages passed in {minutes} min {seconds:02} s"
+          + ("" if len(good) == len(chosen) else f"; failed: {', '.join(name for name in chosen if name not in good)}"))
+    return 0 if len(good) == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
