@@ -42,12 +42,12 @@ impl Sandboxes {
 
     /// Removes the pod's cgroup parent if crisp made it and nothing is left in it.
     async fn remove_cgroup_parent(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
-        if !sandbox.record.cgroup_parent_made {
+        let Some(until) = sandbox.record.cgroup_made_below.clone() else {
             return Ok(());
-        }
+        };
         let (cgroups, path) = (self.parts.cgroups.clone(), sandbox.record.cgroup());
         let at = path.clone();
-        blocking(move || Cgroup::open(&cgroups, &at)?.remove_empty_parents("/"))
+        blocking(move || Cgroup::open(&cgroups, &at)?.remove_empty_parents(&until))
             .await
             .map_err(|source| SandboxError::Cgroup { op: "remove the parents of", path, source })
     }

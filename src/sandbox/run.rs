@@ -127,11 +127,11 @@ impl Sandboxes {
         });
         let own_ipc = namespace_options(&record.config).ipc() != cri::NamespaceMode::Node;
         let cgroups = self.parts.cgroups.clone();
-        let (cgroup_path, parent_made) = (record.cgroup(), record.cgroup_parent_made);
+        let (cgroup_path, made_below) = (record.cgroup(), record.cgroup_made_below.clone());
         undo.push("cgroup of the pod", {
             let (cgroups, path) = (cgroups.clone(), cgroup_path.clone());
             move || async move {
-                blocking(move || unmake_cgroup(&cgroups, &path, parent_made)).await.map_err(|error| error.to_string())
+                blocking(move || unmake_cgroup(&cgroups, &path, made_below)).await.map_err(|error| error.to_string())
             }
         });
         let mounted = blocking(move || {
@@ -198,6 +198,15 @@ impl Sandboxes {
             "" => format!("{}/{id}", self.parts.cgroup_parent),
             parent => parent.to_owned(),
         };
+        // crisp's own parent comes and goes with the pods in it, somebody else's is theirs.
+        let cgroup_made_below = match asked {
+            "" => Some("/".to_owned()),
+            parent => made_below(&self.parts.cgroups, parent).map_err(|source| SandboxError::Cgroup {
+                op: "look for",
+                path: parent.to_owned(),
+                source,
+            })?,
+        };
         let netns = (!is_host_network(&config)).then(|| self.parts.netns_dir.join(id));
         let network = match &netns {
             None => None,
@@ -213,7 +222,7 @@ impl Sandboxes {
         };
         Ok(PodRecord {
             id: id.clone(),
-            cgroup_parent_made: Cgroup::open(&self.parts.cgroups, &cgroup_parent).is_err(),
+            cgroup_made_below,
             config,
             runtime_handler,
             created_at_ns: now_ns(),
@@ -276,12 +285,27 @@ struct PodNetwork {
 pub(super) fn unmake_cgroup(
     cgroups: &Arc<crate::sys::cgroup::Hierarchy>,
     path: &str,
-    parent_made: bool,
+    made_below: Option<String>,
 ) -> std::io::Result<()> {
     let cgroup = Cgroup::open(cgroups, path)?;
     cgroup.kill()?;
     cgroup.remove()?;
-    if parent_made { cgroup.remove_empty_parents("/") } else { Ok(()) }
+    made_below.map_or(Ok(()), |until| cgroup.remove_empty_parents(&until))
+}
+
+/// The nearest cgroup above `parent` that exists; none if `parent` itself does.
+fn made_below(cgroups: &Arc<crate::sys::cgroup::Hierarchy>, parent: &str) -> std::io::Result<Option<String>> {
+    let mut at = Cgroup::open(cgroups, parent)?;
+    if at.exists() {
+        return Ok(None);
+    }
+    while let Some(above) = at.parent() {
+        if above.exists() {
+            return Ok(Some(above.path().to_owned()));
+        }
+        at = above;
+    }
+    Ok(Some("/".to_owned()))
 }
 
 /// The pod's host name: its own, or the node's with the node's network and where the request names none.
