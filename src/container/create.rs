@@ -21,7 +21,7 @@ use crate::model::{ContainerId, chain};
 use crate::monitor::client::{ContainerFds, ContainerSpec, NamespaceKind};
 use crate::operation::OperationError;
 use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
-use crate::sys::cgroup::Cgroup;
+use crate::sys::cgroup::{Cgroup, JoinFds};
 use crate::sys::mount;
 use crate::undo::Undo;
 
@@ -152,7 +152,7 @@ impl Containers {
         let run_dir = self.parts.store.pod_run_dir(&sandbox_id);
         let volumes: Vec<PathBuf> = built.volumes.iter().map(|volume| volume.destination.clone()).collect();
         // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
-        let (cgroup_procs, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
+        let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
         let log = match record.log_path.clone() {
             None => None,
@@ -171,7 +171,8 @@ impl Containers {
         let fds = ContainerFds {
             rootfs,
             mounts,
-            cgroup_procs,
+            cgroup_procs: cgroup.tasks,
+            cgroup_dir: cgroup.directory,
             log,
             oom_events,
             namespaces: target.into_iter().map(|namespace| (NamespaceKind::Pid, namespace)).collect(),
@@ -262,7 +263,7 @@ impl Containers {
         &self,
         record: &ContainerRecord,
         resources: crate::sys::cgroup::Resources,
-    ) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), ContainerError> {
+    ) -> Result<(JoinFds, Option<OwnedFd>), ContainerError> {
         let (cgroups, path, id) = (self.parts.cgroups.clone(), record.cgroup.clone(), record.id.clone());
         blocking(move || {
             let failed = |op| {
@@ -273,7 +274,7 @@ impl Containers {
             for warning in cgroup.apply(&resources).map_err(failed("set limits"))? {
                 tracing::warn!(container_id = %id, %warning, "limit not enforced");
             }
-            Ok((cgroup.procs_fds().map_err(failed("open"))?, cgroup.oom_events_fd().ok()))
+            Ok((cgroup.join_fds().map_err(failed("open"))?, cgroup.oom_events_fd().ok()))
         })
         .await
     }

@@ -143,11 +143,11 @@ impl Sandboxes {
                 move |source| SandboxError::Cgroup { op, path, source }
             };
             let cgroup = Cgroup::create(&cgroups, &cgroup_path).map_err(failed("create"))?;
-            cgroup.procs_fds().map_err(failed("open"))
+            cgroup.join_fds().map_err(failed("open"))
         });
 
         // The monitor starts while the network is set up; neither needs the other.
-        let (network, monitor, cgroup_procs) =
+        let (network, monitor, joined) =
             tokio::join!(self.attach_network(&record), self.spawn_monitor(&record), mounted);
         if record.netns.is_some() {
             let this = self.clone();
@@ -163,7 +163,8 @@ impl Sandboxes {
         }
         let (client, events) = monitor?;
         let network = network?;
-        let fds = SandboxFds { netns: network.netns, cgroup_procs: cgroup_procs? };
+        let joined = joined?;
+        let fds = SandboxFds { netns: network.netns, cgroup_procs: joined.tasks, cgroup_dir: joined.directory };
         let pause = client.create_sandbox(spec, fds).await.map_err(|source| SandboxError::Monitor {
             op: "create the namespaces",
             sandbox_id: id.clone(),
