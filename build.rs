@@ -2,10 +2,13 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=build.rs");
-    for arg in ["-nostartfiles", "-nostdlib", "-static", "-no-pie"] {
-        println!("cargo:rustc-link-arg-bin=crisp-pause={arg}");
+    let daemon = std::env::var_os("CARGO_FEATURE_DAEMON").is_some();
+    if !daemon {
+        for arg in ["-nostartfiles", "-nostdlib", "-static", "-no-pie"] {
+            println!("cargo:rustc-link-arg-bin=crisp-pause={arg}");
+        }
     }
-    if std::env::var_os("CARGO_FEATURE_DAEMON").is_some() {
+    if daemon {
         println!("cargo:rerun-if-changed=proto/runtime/v1/api.proto");
         let descriptors = protox::compile(["runtime/v1/api.proto"], ["proto"])?;
         tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;

@@ -1,14 +1,14 @@
 //! Holds a pod's namespaces: waits, reaps what is orphaned to it as PID 1, and ends on SIGTERM or SIGINT.
 //!
 //! No standard library and no C runtime: two pages per pod. Each system call is made by hand, hence the `unsafe`.
+//! Only when it is built along with the daemon, to be checked and not to be used, it is an ordinary program.
 
-#![no_std]
-#![no_main]
+#![cfg_attr(not(feature = "daemon"), no_std, no_main)]
 
-use core::arch::{asm, global_asm};
+use core::arch::asm;
 
-#[cfg(target_arch = "x86_64")]
-global_asm!(
+#[cfg(all(not(feature = "daemon"), target_arch = "x86_64"))]
+core::arch::global_asm!(
     ".globl _start",
     "_start:",
     "xor %ebp, %ebp",
@@ -18,8 +18,8 @@ global_asm!(
     options(att_syntax)
 );
 
-#[cfg(target_arch = "aarch64")]
-global_asm!(".globl _start", "_start:", "mov x29, #0", "bl pause_main", "brk #1");
+#[cfg(all(not(feature = "daemon"), target_arch = "aarch64"))]
+core::arch::global_asm!(".globl _start", "_start:", "mov x29, #0", "bl pause_main", "brk #1");
 
 #[cfg(target_arch = "x86_64")]
 mod number {
@@ -89,6 +89,12 @@ extern "C" fn pause_main() -> ! {
     }
 }
 
+#[cfg(feature = "daemon")]
+fn main() {
+    pause_main()
+}
+
+#[cfg(not(feature = "daemon"))]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -13,7 +13,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
-use super::{Container, ContainerError, Containers, Pod, State, blocking, log, name_of, now_ns};
+use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
 use crate::events::Kind;
 use crate::fault;
@@ -22,7 +22,7 @@ use crate::model::{ContainerId, chain};
 use crate::monitor::client::{ContainerFds, ContainerSpec, NamespaceKind};
 use crate::operation::OperationError;
 use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
-use crate::sys::cgroup::Cgroup;
+use crate::sys::cgroup::{Cgroup, JoinFds};
 use crate::sys::mount;
 use crate::undo::Undo;
 
@@ -67,6 +67,9 @@ impl Containers {
         config: cri::ContainerConfig,
     ) -> Result<ContainerId, ContainerError> {
         let id = ContainerId::new(crate::model::random_id());
+        if let Some(made) = self.inherit(&name, &config).await? {
+            return Ok(made);
+        }
         {
             let mut names = self.names.lock().expect("no panic holds it");
             if let Some(holder) = names.get(&name) {
@@ -156,7 +159,7 @@ impl Containers {
         let run_dir = self.parts.store.pod_run_dir(&sandbox_id);
         let volumes: Vec<PathBuf> = built.volumes.iter().map(|volume| volume.destination.clone()).collect();
         // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
-        let (cgroup_procs, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
+        let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         fault::point("create: cgroup made").await?;
         let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
         let log = match record.log_path.clone() {
@@ -176,7 +179,8 @@ impl Containers {
         let fds = ContainerFds {
             rootfs,
             mounts,
-            cgroup_procs,
+            cgroup_procs: cgroup.tasks,
+            cgroup_dir: cgroup.directory,
             log,
             oom_events,
             namespaces: target.into_iter().map(|namespace| (NamespaceKind::Pid, namespace)).collect(),
@@ -200,6 +204,7 @@ impl Containers {
             policy: Some(built.policy),
             monitor: Mutex::new(Some(pod.monitor)),
             _lease: Some(lease),
+            inherited: Inherited::default(),
         });
         self.index.write().expect("no panic holds it").insert(id.clone(), container.clone());
         self.record_status(&container, ContainerPhase::Created).await;
@@ -268,7 +273,7 @@ impl Containers {
         &self,
         record: &ContainerRecord,
         resources: crate::sys::cgroup::Resources,
-    ) -> Result<(Vec<OwnedFd>, Option<OwnedFd>), ContainerError> {
+    ) -> Result<(JoinFds, Option<OwnedFd>), ContainerError> {
         let (cgroups, path, id) = (self.parts.cgroups.clone(), record.cgroup.clone(), record.id.clone());
         blocking(move || {
             let failed = |op| {
@@ -279,7 +284,7 @@ impl Containers {
             for warning in cgroup.apply(&resources).map_err(failed("set limits"))? {
                 tracing::warn!(container_id = %id, %warning, "limit not enforced");
             }
-            Ok((cgroup.procs_fds().map_err(failed("open"))?, cgroup.oom_events_fd().ok()))
+            Ok((cgroup.join_fds().map_err(failed("open"))?, cgroup.oom_events_fd().ok()))
         })
         .await
     }

@@ -125,20 +125,20 @@ impl Containers {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
                 child => Some(child?),
             };
-            let mut procs = cgroup.procs_fds()?;
+            let mut join = cgroup.join_fds()?;
             if let Some(child) = &child {
-                procs.push(child.procs_fd()?);
+                join.directory = Some(child.directory_fd()?);
             }
-            io::Result::Ok((child, procs))
+            io::Result::Ok((child, join))
         });
-        let (cgroup, cgroup_procs) = entered.await.map_err(|source| ContainerError::Cgroup {
+        let (cgroup, join) = entered.await.map_err(|source| ContainerError::Cgroup {
             op: "enter",
             path: container.record.cgroup.clone(),
             source,
         })?;
         let leash = Leash { cgroup };
         let request = ExecSpec { container_id: id.to_string(), policy, tty: false };
-        let fds = ExecFds { stdin: None, stdout: Some(stdout_write), stderr: Some(stderr_write), cgroup_procs };
+        let fds = ExecFds { stdin: None, stdout: Some(stdout_write), stderr: Some(stderr_write), cgroup_procs: join.tasks, cgroup_dir: join.directory };
         let running = monitor.exec(request, fds).await.map_err(ContainerError::monitor("run a command", id))?;
         Ok((running, leash, stdout, stderr))
     }

@@ -160,6 +160,8 @@ impl Sent {
 pub struct Outfit {
     pub line: OwnedFd,
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The cgroup2 cgroup that it is born in.
+    pub cgroup_dir: Option<OwnedFd>,
     pub oom_score_adj: Option<i32>,
     pub limits: Vec<(u32, u64, u64)>,
 }
@@ -172,7 +174,7 @@ impl Outfit {
             line::say_refused(&self.line, Refusal::Failed, &e.to_string());
             process::exit_now(1);
         }
-        std::mem::forget(self.cgroup_procs);
+        std::mem::forget((self.cgroup_procs, self.cgroup_dir));
         Rc::new(self.line)
     }
 
@@ -244,4 +246,16 @@ pub fn namespaces_of(pid: i32, kinds: &[Namespace]) -> io::Result<oci::Namespace
             Ok((kind, opened.into()))
         })
         .collect()
+}
+
+/// Makes the pipes of a process its user's, whose number on the node is `uid`: the user of a user namespace could not take
+/// what belongs to nobody there.
+pub fn give_pipes(stdio: &oci::Stdio, uid: u32) -> io::Result<()> {
+    use rustix::fs::{FileType, Uid, fchown, fstat};
+    for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten() {
+        if FileType::from_raw_mode(fstat(stream)?.st_mode) == FileType::Fifo {
+            fchown(stream, Some(Uid::from_raw(uid)), None)?;
+        }
+    }
+    Ok(())
 }

@@ -3,24 +3,19 @@
 //! Every call has a deadline. When the connection ends, every call that waits and every later one fails with
 //! [`MonitorError::Lost`]; [`Client::connect`] makes a new one and learns by the snapshot what happened meanwhile.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message;
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::frame::{Incoming, MAX_DESCRIPTORS, MAX_MESSAGE, Outgoing};
+use super::link::{self, Link, Load};
 use super::protocol::{
-    Answer, Call, ContainerRef, Empty, Exec, Exit, Failure, FailureKind, FromMonitor, Hello, Process, Request, Resize,
-    Role, SOCKET, Saying, Signal, SignalExec, Snapshot, VERSION,
+    Answer, Call, ContainerRef, Empty, Exec, Exit, FailureKind, Process, Resize, Role, SOCKET, Signal, SignalExec,
+    Snapshot,
 };
 use crate::model::ContainerId;
 
@@ -30,7 +25,7 @@ pub use super::protocol::{
 };
 
 /// How long the monitor may take for what it does at once.
-const QUICK: Duration = Duration::from_secs(30);
+pub(super) const QUICK: Duration = Duration::from_secs(30);
 
 /// How long making or starting a process may take.
 const SLOW: Duration = Duration::from_secs(110);
@@ -76,7 +71,10 @@ impl MonitorError {
 pub struct SandboxFds {
     /// The network namespace to join; none: the host's.
     pub netns: Option<OwnedFd>,
+    /// Files to which the process writes `0` to join its cgroups, best v1's `tasks`.
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The directory of the cgroup2 cgroup that the process is born in.
+    pub cgroup_dir: Option<OwnedFd>,
 }
 
 /// Descriptors of a container.
@@ -86,7 +84,10 @@ pub struct ContainerFds {
     pub rootfs: OwnedFd,
     /// Detached mounts: the n-th is `fd:<n>` in the OCI spec's mount sources.
     pub mounts: Vec<OwnedFd>,
+    /// Files to which the process writes `0` to join its cgroups, best v1's `tasks`.
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The directory of the cgroup2 cgroup that the process is born in.
+    pub cgroup_dir: Option<OwnedFd>,
     /// None: the output is thrown away.
     pub log: Option<OwnedFd>,
     /// `memory.events` (v2) or `memory.oom_control` (v1).
@@ -119,7 +120,10 @@ pub struct ExecFds {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
+    /// Files to which the process writes `0` to join its cgroups, best v1's `tasks`.
     pub cgroup_procs: Vec<OwnedFd>,
+    /// The directory of the cgroup2 cgroup that the process is born in.
+    pub cgroup_dir: Option<OwnedFd>,
 }
 
 /// A process that [`Client::exec`] started.
@@ -156,170 +160,19 @@ pub enum Event {
 /// The events of one connection, in order.
 pub type Events = mpsc::UnboundedReceiver<Event>;
 
-type Replies = HashMap<u64, oneshot::Sender<(Answer, Vec<OwnedFd>)>>;
-
-/// What waits for the monitor. `None` once the connection has ended.
-struct Waiting {
-    replies: Replies,
-    execs: HashMap<u64, oneshot::Sender<Exit>>,
-}
-
-struct Shared {
-    send: mpsc::UnboundedSender<(Request, Vec<OwnedFd>)>,
-    waiting: Mutex<Option<Waiting>>,
-    last_id: AtomicU64,
-    monitor_pid: i32,
-}
-
-impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, Option<Waiting>> {
-        self.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
 /// A monitor. Clones share the connection, which ends with the last of them.
 #[derive(Clone)]
-pub struct Client(Arc<Shared>);
+pub struct Client(Arc<Link>);
+
+impl From<Arc<Link>> for Client {
+    fn from(link: Arc<Link>) -> Self {
+        Self(link)
+    }
+}
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "monitor {}", self.0.monitor_pid)
-    }
-}
-
-/// Talks to the monitor at the other end of `socket` for the first time.
-pub(super) async fn greet(socket: StdUnixStream) -> Result<(Client, Snapshot, Events), MonitorError> {
-    let lost = |_| MonitorError::Lost;
-    socket.set_nonblocking(true).map_err(lost)?;
-    let socket = Arc::new(UnixStream::from_std(socket).map_err(lost)?);
-    let mut incoming = Incoming::default();
-    let mut outgoing = Outgoing::default();
-    let hello = Request {
-        id: 0,
-        roles: Vec::new(),
-        call: Some(Call::Hello(Hello { version: VERSION })),
-    };
-    outgoing.push(&hello, Vec::new()).map_err(lost)?;
-    let exchange = async {
-        write(&socket, &mut outgoing).await.map_err(lost)?;
-        let (message, _) = read(&socket, &mut incoming).await.map_err(lost)?;
-        match FromMonitor::decode(&*message).ok().and_then(|message| message.saying) {
-            Some(Saying::Reply(reply)) => match reply.answer {
-                Some(Answer::Snapshot(snapshot)) => Ok(snapshot),
-                Some(Answer::Failure(failure)) => Err(refused("greet", failure)),
-                _ => Err(MonitorError::Nonsense { op: "greet" }),
-            },
-            _ => Err(MonitorError::Nonsense { op: "greet" }),
-        }
-    };
-    let snapshot = tokio::time::timeout(QUICK, exchange)
-        .await
-        .map_err(|_| MonitorError::Timeout {
-            op: "greet",
-            deadline: QUICK,
-        })??;
-
-    let (send, requests) = mpsc::unbounded_channel();
-    let (tell, events) = mpsc::unbounded_channel();
-    let waiting = Waiting {
-        replies: HashMap::new(),
-        execs: HashMap::new(),
-    };
-    let last_exec = snapshot.execs.iter().map(|exec| exec.exec_id).max().unwrap_or(0);
-    let first_id = last_exec.max(nanos_since_epoch());
-    let shared = Arc::new(Shared {
-        send,
-        waiting: Mutex::new(Some(waiting)),
-        last_id: AtomicU64::new(first_id),
-        monitor_pid: snapshot.monitor_pid,
-    });
-    let writer = tokio::spawn(write_requests(socket.clone(), requests));
-    tokio::spawn(read_sayings(
-        socket,
-        incoming,
-        Arc::downgrade(&shared),
-        tell,
-        writer.abort_handle(),
-    ));
-    Ok((Client(shared), snapshot, events))
-}
-
-/// Ids of execs must differ from those that an earlier daemon gave out: later is larger.
-fn nanos_since_epoch() -> u64 {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX / 2)
-}
-
-async fn write(socket: &UnixStream, outgoing: &mut Outgoing) -> io::Result<()> {
-    socket.async_io(Interest::WRITABLE, || outgoing.flush(socket)).await
-}
-
-async fn read(socket: &UnixStream, incoming: &mut Incoming) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    socket.async_io(Interest::READABLE, || incoming.advance(socket)).await
-}
-
-/// Ends, and with it the connection, when the last client is dropped.
-async fn write_requests(socket: Arc<UnixStream>, mut requests: mpsc::UnboundedReceiver<(Request, Vec<OwnedFd>)>) {
-    let mut outgoing = Outgoing::default();
-    while let Some((request, fds)) = requests.recv().await {
-        if outgoing.push(&request, fds).is_err() || write(&socket, &mut outgoing).await.is_err() {
-            break;
-        }
-    }
-    let _ = rustix::net::shutdown(&*socket, rustix::net::Shutdown::Both);
-}
-
-async fn read_sayings(
-    socket: Arc<UnixStream>,
-    mut incoming: Incoming,
-    shared: std::sync::Weak<Shared>,
-    tell: mpsc::UnboundedSender<Event>,
-    writer: tokio::task::AbortHandle,
-) {
-    while let Ok((message, fds)) = read(&socket, &mut incoming).await {
-        let Ok(message) = FromMonitor::decode(&*message) else {
-            break;
-        };
-        let Some(shared) = shared.upgrade() else { break };
-        let mut waiting = shared.waiting();
-        let Some(waiting) = waiting.as_mut() else { break };
-        // Whoever does not wait any more does not want to know; an unknown saying is a later monitor's.
-        match message.saying {
-            Some(Saying::Reply(reply)) => {
-                if let (Some(to), Some(answer)) = (waiting.replies.remove(&reply.id), reply.answer) {
-                    let _ = to.send((answer, fds));
-                }
-            }
-            Some(Saying::Exited(exited)) => {
-                let container_id = ContainerId::new(exited.container_id);
-                let _ = tell.send(Event::Exited {
-                    container_id,
-                    exit: exited.exit,
-                });
-            }
-            Some(Saying::ExecExited(exited)) => {
-                if let Some(to) = waiting.execs.remove(&exited.exec_id) {
-                    let _ = to.send(exited.exit);
-                }
-            }
-            Some(Saying::PauseExited(exit)) => drop(tell.send(Event::PauseExited { exit })),
-            None => {}
-        }
-    }
-    writer.abort();
-    if let Some(shared) = shared.upgrade() {
-        shared.waiting().take();
-    }
-    let _ = tell.send(Event::Lost);
-}
-
-fn refused(op: &'static str, failure: Failure) -> MonitorError {
-    MonitorError::Refused {
-        op,
-        kind: failure.kind(),
-        message: failure.message,
     }
 }
 
@@ -336,7 +189,8 @@ impl Client {
         let directory = std::fs::File::open(run_dir).map_err(failed)?;
         let short = format!("/proc/self/fd/{}/{SOCKET}", std::os::fd::AsRawFd::as_raw_fd(&directory));
         let socket = StdUnixStream::connect(short).map_err(failed)?;
-        greet(socket).await
+        let (link, snapshot, events) = link::greet(socket).await?;
+        Ok((Client(link), snapshot, events))
     }
 
     /// The monitor's pid.
@@ -349,6 +203,7 @@ impl Client {
         let mut load = Load::default();
         load.add(Role::Network, fds.netns);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
+        load.add(Role::CgroupDirectory, fds.cgroup_dir);
         self.process("make the sandbox", Call::CreateSandbox(spec), load)
             .await
             .map(|(process, _)| process)
@@ -360,6 +215,7 @@ impl Client {
         load.add(Role::Rootfs, [fds.rootfs]);
         load.add(Role::Mount, fds.mounts);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
+        load.add(Role::CgroupDirectory, fds.cgroup_dir);
         load.add(Role::Log, fds.log);
         load.add(Role::OomEvents, fds.oom_events);
         for (kind, fd) in fds.namespaces {
@@ -391,20 +247,15 @@ impl Client {
 
     /// Starts a process in a running container.
     pub async fn exec(&self, spec: ExecSpec, fds: ExecFds) -> Result<RunningExec, MonitorError> {
-        let exec_id = self.0.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let (tell, exit) = oneshot::channel();
+        let exec_id = self.0.new_id();
         // Before it is asked for: it may be over before its start is known.
-        self.0
-            .waiting()
-            .as_mut()
-            .ok_or(MonitorError::Lost)?
-            .execs
-            .insert(exec_id, tell);
+        let exit = self.0.expect_exec(exec_id)?;
         let mut load = Load::default();
         load.add(Role::Stdin, fds.stdin);
         load.add(Role::Stdout, fds.stdout);
         load.add(Role::Stderr, fds.stderr);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
+        load.add(Role::CgroupDirectory, fds.cgroup_dir);
         let call = Exec {
             container_id: spec.container_id,
             policy: Some(spec.policy),
@@ -419,9 +270,7 @@ impl Client {
                 exit,
             }),
             Err(error) => {
-                if let Some(waiting) = self.0.waiting().as_mut() {
-                    waiting.execs.remove(&exec_id);
-                }
+                self.0.forget_exec(exec_id);
                 Err(error)
             }
         }
@@ -486,6 +335,7 @@ impl Client {
         load.add(Role::Stdout, stdout);
         load.add(Role::Stderr, stderr);
         let (answer, mut fds) = self
+            .0
             .call(
                 "attach to the container",
                 QUICK,
@@ -541,83 +391,16 @@ impl Client {
         call: Call,
         load: Load,
     ) -> Result<(Process, Option<OwnedFd>), MonitorError> {
-        match self.call(op, SLOW, call, load).await? {
+        match self.0.call(op, SLOW, call, load).await? {
             (Answer::Process(process), mut fds) => Ok((process, fds.pop())),
             _ => Err(MonitorError::Nonsense { op }),
         }
     }
 
     async fn done(&self, op: &'static str, deadline: Duration, call: Call, load: Load) -> Result<(), MonitorError> {
-        match self.call(op, deadline, call, load).await? {
+        match self.0.call(op, deadline, call, load).await? {
             (Answer::Done(_), _) => Ok(()),
             _ => Err(MonitorError::Nonsense { op }),
-        }
-    }
-
-    async fn call(
-        &self,
-        op: &'static str,
-        deadline: Duration,
-        call: Call,
-        load: Load,
-    ) -> Result<(Answer, Vec<OwnedFd>), MonitorError> {
-        let id = self.0.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let request = Request {
-            id,
-            roles: load.roles,
-            call: Some(call),
-        };
-        // Checked here: the writer, which has no one to tell, would end the connection.
-        if request.encoded_len() > MAX_MESSAGE || load.fds.len() > MAX_DESCRIPTORS {
-            return Err(MonitorError::TooLarge { op });
-        }
-        let (tell, answer) = oneshot::channel();
-        self.0
-            .waiting()
-            .as_mut()
-            .ok_or(MonitorError::Lost)?
-            .replies
-            .insert(id, tell);
-        let forget = Forget { shared: &self.0, id };
-        self.0.send.send((request, load.fds)).map_err(|_| MonitorError::Lost)?;
-        let answered = tokio::time::timeout(deadline, answer).await;
-        drop(forget);
-        let (answer, fds) = answered
-            .map_err(|_| MonitorError::Timeout { op, deadline })?
-            .map_err(|_| MonitorError::Lost)?;
-        match answer {
-            Answer::Failure(failure) => Err(refused(op, failure)),
-            answer => Ok((answer, fds)),
-        }
-    }
-}
-
-/// Nobody waits for this reply any more, however the call ended.
-struct Forget<'a> {
-    shared: &'a Shared,
-    id: u64,
-}
-
-impl Drop for Forget<'_> {
-    fn drop(&mut self) {
-        if let Some(waiting) = self.shared.waiting().as_mut() {
-            waiting.replies.remove(&self.id);
-        }
-    }
-}
-
-/// Descriptors that go with a request.
-#[derive(Default)]
-struct Load {
-    roles: Vec<i32>,
-    fds: Vec<OwnedFd>,
-}
-
-impl Load {
-    fn add(&mut self, role: Role, fds: impl IntoIterator<Item = OwnedFd>) {
-        for fd in fds {
-            self.roles.push(role as i32);
-            self.fds.push(fd);
         }
     }
 }

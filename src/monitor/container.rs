@@ -172,11 +172,15 @@ impl Monitor {
         let Some(at) = self.containers.iter().position(|container| container.id == id) else {
             return Ok(Answer::Done(Empty {}));
         };
-        match &self.containers[at].state {
+        match &mut self.containers[at].state {
             State::Exited(_) => {}
             // Its process, if there is one already, waits on the line and ends when that closes.
             State::Making(birth) => {
                 let _ = pidfd::open(birth.maker).and_then(|maker| pidfd::signal(maker, libc::SIGKILL));
+                if let Some(reply) = birth.reply.take() {
+                    let given_up = failure(FailureKind::Failed, format!("container {id} was given up"));
+                    self.wire.answer(reply, Answer::Failure(given_up), Vec::new());
+                }
             }
             State::Created(_) | State::Starting(_) | State::Running => {
                 return Err(failure(FailureKind::State, format!("container {id} has not exited")));

@@ -87,10 +87,14 @@ impl Monitor {
             .ok_or_else(|| failure(FailureKind::Invalid, "no root came"))?;
         let namespaces = self.namespaces(&mut sent).map_err(failed)?;
         let pipes = Pipes::new(call.tty, call.stdin).map_err(failed)?;
+        if let Some(uid) = self.sandbox.outer_uid(call_policy.uid) {
+            birth::give_pipes(&pipes.theirs, uid).map_err(failed)?;
+        }
         let (ours, theirs) = process::message_pair().map_err(failed)?;
         let outfit = Outfit {
             line: theirs,
             cgroup_procs: sent.all(Role::CgroupProcs),
+            cgroup_dir: sent.one(Role::CgroupDirectory),
             oom_score_adj: call_policy.oom_score_adj,
             limits: birth::limits(&call_policy.limits),
         };
@@ -102,7 +106,7 @@ impl Monitor {
             stdio: pipes.theirs,
             policy: policy(call_policy),
         };
-        let maker = match self.single.fork().map_err(failed)? {
+        let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
             Forked::Child => make(outfit, creation),
             Forked::Parent(maker) => maker,
         };

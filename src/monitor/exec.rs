@@ -72,12 +72,16 @@ impl Monitor {
             stderr: sent.one(Role::Stderr),
             terminal: call.tty,
         };
+        if let Some(uid) = self.sandbox.outer_uid(call_policy.uid) {
+            birth::give_pipes(&stdio, uid).map_err(failed)?;
+        }
         let (ours, theirs) = process::message_pair().map_err(failed)?;
         // It need not wait for anything.
         line::start(&ours).map_err(failed)?;
         let outfit = Outfit {
             line: theirs,
             cgroup_procs: sent.all(Role::CgroupProcs),
+            cgroup_dir: sent.one(Role::CgroupDirectory),
             oom_score_adj: call_policy.oom_score_adj,
             limits: birth::limits(&call_policy.limits),
         };
@@ -86,7 +90,7 @@ impl Monitor {
             stdio,
             policy: policy(call_policy),
         };
-        let maker = match self.single.fork().map_err(failed)? {
+        let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
             Forked::Child => join(outfit, joining),
             Forked::Parent(maker) => maker,
         };

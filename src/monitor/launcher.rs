@@ -10,7 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use super::client::{self, Client, Events, MonitorError};
+use super::client::{Client, Events, MonitorError};
+use super::link;
 use crate::model::SandboxId;
 use crate::sys::memfd;
 
@@ -66,7 +67,7 @@ impl Launcher {
         drop(command);
         // Nobody needs its exit code, but it must not stay a zombie.
         tokio::spawn(async move { child.wait().await });
-        let (client, _, events) = client::greet(ours).await?;
-        Ok((client, events))
+        let (client, _, events) = link::greet(ours).await?;
+        Ok((client.into(), events))
     }
 }

@@ -3,8 +3,8 @@
 //! The daemon sees [`client`], [`launcher`] and [`protocol`]; the rest is the monitor itself: one thread, one epoll,
 //! no tokio. It outlives the daemon and upgrades of it. libcontainer only ever runs in children that it forks.
 //!
-//! - [`protocol`], [`frame`]: what daemon and monitor say to each other, and how it travels.
-//! - [`client`], [`launcher`]: the daemon's side.
+//! - [`protocol`], [`frame`]: what daemon and monitor say to each other, and how it travels. `record`: an exit on disk.
+//! - [`client`], [`launcher`], `link`: the daemon's side.
 //! - `server`: the loop; `connection`: the daemon as the monitor sees it.
 //! - `sandbox`: makes pause and its namespaces. `room`: the monitor's own, nearly empty mount namespace.
 //! - `container`, `create`, `exec`: containers and what is started in them. `birth`: a process until its program executes.
@@ -13,11 +13,14 @@
 
 pub mod frame;
 pub mod protocol;
+mod record;
 
 #[cfg(feature = "daemon")]
 pub mod client;
 #[cfg(feature = "daemon")]
 pub mod launcher;
+#[cfg(feature = "daemon")]
+mod link;
 
 #[cfg(feature = "monitor")]
 mod attach;

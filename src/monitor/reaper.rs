@@ -35,7 +35,7 @@ impl Monitor {
 
     /// Whether a process is in the making whose pid is not known yet.
     fn is_expecting(&self) -> bool {
-        matches!(self.sandbox, Sandbox::Making(_))
+        matches!(self.sandbox, Sandbox::Making(..))
             || self.containers.iter().any(|container| container.process.is_none())
             || self.execs.iter().any(|exec| exec.process.is_none())
     }

@@ -17,6 +17,9 @@ use std::os::fd::OwnedFd;
 use crate::oci::youki::CGROUP_SINK;
 use crate::sys::{failed, mount, process};
 
+/// The root of a user namespace is nobody here, and has to get through.
+const PASSABLE: Mode = Mode::from_raw_mode(0o755);
+
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
 /// Leaves the host's mounts for the room. The directory this process is in is `/` afterwards.
@@ -27,16 +30,16 @@ pub fn enter() -> io::Result<()> {
     let trees = ["proc", "dev", "sys"].map(|name| (name, mount::clone_tree(&Path::new("/").join(name), false)));
     let cgroup = cgroup2()?;
 
-    let root = mount::tmpfs(1 << 20, 0o700)?;
+    let root = mount::tmpfs(1 << 20, 0o755)?;
     // Any directory will do to attach the new root to; /proc is there in any case.
     mount::attach(&root, CWD, Path::new("/proc"))?;
     for (name, tree) in trees {
-        mkdirat(&root, name, Mode::RWXU)?;
+        mkdirat(&root, name, PASSABLE)?;
         mount::attach(tree?, &root, Path::new(name))?;
     }
     mount::attach(cgroup, &root, Path::new("sys/fs/cgroup"))?;
-    mkdirat(&root, "stage", Mode::RWXU)?;
-    mkdirat(&root, CGROUP_SINK, Mode::RWXU)?;
+    mkdirat(&root, "stage", PASSABLE)?;
+    mkdirat(&root, CGROUP_SINK, PASSABLE)?;
     symlinkat("/dev/null", &root, Path::new(CGROUP_SINK).join("cgroup.procs"))?;
     pivot(root)
 }
@@ -55,7 +58,7 @@ pub fn pivot(root: OwnedFd) -> io::Result<()> {
 /// (nsdelegate and others) back to their defaults for the whole node.
 fn cgroup2() -> io::Result<OwnedFd> {
     for place in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-        if statfs(place).is_ok_and(|fs| fs.f_type as i64 == CGROUP2_MAGIC) {
+        if statfs(place).is_ok_and(|fs| fs.f_type == CGROUP2_MAGIC) {
             return mount::clone_tree(Path::new(place), false);
         }
     }

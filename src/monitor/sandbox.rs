@@ -25,7 +25,7 @@ const OOM_SCORE_ADJ: i32 = -998;
 /// The pod itself.
 pub enum Sandbox {
     Empty,
-    Making(Birth),
+    Making(Birth, Vec<IdMapping>),
     Alive(Pause),
     Dead { process: Process, exit: Exit },
 }
@@ -35,6 +35,19 @@ pub struct Pause {
     pub pidfd: Option<OwnedFd>,
     /// Who waits for its end.
     pub stopping: Vec<ReplyTo>,
+    /// Of the pod's user namespace, if it has one.
+    uid_mappings: Vec<IdMapping>,
+}
+
+impl Sandbox {
+    /// The node's name for the pod's user `uid`, in a pod with a user namespace.
+    pub fn outer_uid(&self, uid: u32) -> Option<u32> {
+        let Sandbox::Alive(pause) = self else { return None };
+        pause.uid_mappings.iter().find_map(|mapping| {
+            let offset = uid.checked_sub(mapping.container_id)?;
+            (offset < mapping.size).then(|| mapping.host_id.checked_add(offset))?
+        })
+    }
 }
 
 impl Monitor {
@@ -54,22 +67,24 @@ impl Monitor {
         let outfit = Outfit {
             line: theirs,
             cgroup_procs: sent.all(Role::CgroupProcs),
+            cgroup_dir: sent.one(Role::CgroupDirectory),
             oom_score_adj: Some(plan.call.oom_score_adj.unwrap_or(OOM_SCORE_ADJ)),
             limits: Vec::new(),
         };
-        let maker = match self.single.fork().map_err(failed)? {
+        let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
             Forked::Child => plan.carry_out(outfit),
             Forked::Parent(maker) => maker,
         };
+        let uid_mappings = plan.call.uid_mappings.clone();
         drop((outfit, plan));
         self.wire.listen_to_birth(&ours, 0).map_err(failed)?;
-        self.sandbox = Sandbox::Making(Birth::new(ours, maker, reply));
+        self.sandbox = Sandbox::Making(Birth::new(ours, maker, reply), uid_mappings);
         Ok(())
     }
 
     /// The birth of pause has news.
     pub fn sandbox_born(&mut self) {
-        let Sandbox::Making(birth) = &mut self.sandbox else {
+        let Sandbox::Making(birth, uid_mappings) = &mut self.sandbox else {
             return;
         };
         match birth.hear() {
@@ -80,10 +95,13 @@ impl Monitor {
                 let (Some(process), reply) = (birth.process, birth.reply.take()) else {
                     return;
                 };
+                let pidfd = pidfd::open(process.pid).ok();
+                let uid_mappings = std::mem::take(uid_mappings);
                 let pause = Pause {
                     process,
-                    pidfd: pidfd::open(process.pid).ok(),
+                    pidfd,
                     stopping: Vec::new(),
+                    uid_mappings,
                 };
                 self.sandbox = Sandbox::Alive(pause);
                 if let Some(reply) = reply {
@@ -113,7 +131,7 @@ impl Monitor {
                     let _ = pidfd::signal(pidfd, libc::SIGKILL);
                 }
             }
-            Sandbox::Making(_) => return Err(failure(FailureKind::State, "the sandbox is still being made")),
+            Sandbox::Making(..) => return Err(failure(FailureKind::State, "the sandbox is still being made")),
             Sandbox::Empty | Sandbox::Dead { .. } => self.wire.answer(reply, Answer::Done(Empty {}), Vec::new()),
         }
         Ok(())

@@ -198,13 +198,13 @@ pub fn run(sandbox_id: String, inheritance: Inheritance) -> io::Result<()> {
     birth::adjust_oom_score(OOM_SCORE_ADJ)?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let listener = listen(&inheritance.run_dir)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     room::enter()?;
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     for number in 0..3 {
         fd::place(&null, number)?;
     }
     drop(null);
-    rustix::process::umask(Mode::from_raw_mode(0o022));
 
     // For what will be executed. Here, all stay blocked: a pipe without a reader is an error like any other.
     process::reset_signals();
@@ -366,10 +366,7 @@ impl Monitor {
         self.rested = false;
         let epoll = self.wire.epoll();
         let token = Token::Connection { number }.encode();
-        loop {
-            let Some(connection) = self.wire.connection.as_mut().filter(|c| c.number == number) else {
-                break;
-            };
+        while let Some(connection) = self.wire.connection.as_mut().filter(|c| c.number == number) {
             if connection.flush(&epoll, token).is_err() {
                 self.wire.connection = None;
                 break;
@@ -377,10 +374,7 @@ impl Monitor {
             match connection.incoming.advance(&connection.socket) {
                 Ok((message, fds)) => self.receive(&message, fds),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.wire.connection = None;
-                    break;
-                }
+                Err(_) => self.wire.connection = None,
             }
         }
         // Neither a daemon nor a pod: nobody will ever come.
@@ -435,7 +429,7 @@ impl Monitor {
 
     fn snapshot(&self) -> Snapshot {
         let (pause, pause_exit) = match &self.sandbox {
-            Sandbox::Empty | Sandbox::Making(_) => (None, None),
+            Sandbox::Empty | Sandbox::Making(..) => (None, None),
             Sandbox::Alive(pause) => (Some(pause.process), None),
             Sandbox::Dead { process, exit } => (Some(*process), Some(*exit)),
         };
@@ -451,7 +445,7 @@ impl Monitor {
     }
 
     fn shut_down(&mut self) -> Result<Answer, Failure> {
-        let alive = matches!(self.sandbox, Sandbox::Making(_) | Sandbox::Alive(_))
+        let alive = matches!(self.sandbox, Sandbox::Making(..) | Sandbox::Alive(_))
             || self
                 .containers
                 .iter()

@@ -16,7 +16,7 @@ pub const STAGE: &str = "/stage";
 /// Makes the stage, empty.
 pub fn build() -> io::Result<()> {
     process::unshare(libc::CLONE_NEWNS)?;
-    let tmpfs = mount::tmpfs(1 << 20, 0o700)?;
+    let tmpfs = mount::tmpfs(1 << 20, 0o755)?;
     mount::attach(&tmpfs, CWD, Path::new(STAGE))
 }
 
@@ -25,7 +25,7 @@ pub fn attach(what: &OwnedFd, name: &str) -> io::Result<PathBuf> {
     let place = Path::new(STAGE).join(name);
     let kind = FileType::from_raw_mode(fstat(what)?.st_mode);
     if kind == FileType::Directory {
-        mkdirat(CWD, &place, Mode::RWXU)?;
+        mkdirat(CWD, &place, Mode::from_raw_mode(0o755))?;
     } else {
         openat(
             CWD,

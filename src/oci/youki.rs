@@ -90,10 +90,12 @@ pub fn join(joining: Joining, line: Rc<OwnedFd>) -> Result<Waiting, OciError> {
         policy,
     } = joining;
     diagnosis::catch(&line);
-    let joined = namespaces
-        .iter()
-        .map(|(kind, fd)| namespace(type_of(*kind), Some(path_of(fd))))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut joined = Vec::new();
+    for (kind, fd) in &namespaces {
+        if !enter_early(*kind, fd)? {
+            joined.push(namespace(type_of(*kind), Some(path_of(fd)))?);
+        }
+    }
     let linux = LinuxBuilder::default().namespaces(joined).build().map_err(unfit)?;
     let root = RootBuilder::default()
         .path("/")
@@ -259,28 +261,37 @@ fn make_cwd(spec: &Spec, root: &Path, cwd: &Path) -> io::Result<()> {
     }
 }
 
-/// The namespaces asked for, with `nsfd:<kind>` resolved to what was sent.
+/// The namespaces asked for, with `nsfd:<kind>` resolved to what was sent. Those that can be are entered here and now.
 fn resolve(asked: Vec<LinuxNamespace>, sent: &Namespaces) -> Result<Vec<LinuxNamespace>, OciError> {
-    asked
-        .into_iter()
-        .map(|asked| {
-            let Some(kind) = asked
-                .path()
-                .as_ref()
-                .and_then(|p| p.to_str())
-                .and_then(|p| p.strip_prefix("nsfd:"))
-            else {
-                return Ok(asked);
-            };
-            let (_, fd) = sent
-                .iter()
-                .find(|(sent, _)| type_of(*sent) == asked.typ())
-                .ok_or_else(|| OciError::Unfit {
-                    what: format!("namespace {kind} was not sent"),
-                })?;
-            namespace(asked.typ(), Some(path_of(fd)))
-        })
-        .collect()
+    let mut left = Vec::new();
+    for asked in asked {
+        let Some(kind) = asked.path().as_ref().and_then(|p| p.to_str()).and_then(|p| p.strip_prefix("nsfd:")) else {
+            left.push(asked);
+            continue;
+        };
+        let (kind, fd) = sent
+            .iter()
+            .find(|(sent, _)| type_of(*sent) == asked.typ())
+            .ok_or_else(|| OciError::Unfit { what: format!("namespace {kind} was not sent") })?;
+        if !enter_early(*kind, fd)? {
+            left.push(namespace(asked.typ(), Some(path_of(fd)))?);
+        }
+    }
+    Ok(left)
+}
+
+/// Enters a namespace if nothing that libcontainer does depends on when: everything it clones is then in it. As root of the node:
+/// once in the container's user namespace, one that belongs to the node's could not be entered any more.
+fn enter_early(kind: Namespace, fd: &OwnedFd) -> Result<bool, OciError> {
+    let flag = match kind {
+        Namespace::Net => libc::CLONE_NEWNET,
+        Namespace::Ipc => libc::CLONE_NEWIPC,
+        Namespace::Uts => libc::CLONE_NEWUTS,
+        Namespace::Cgroup => libc::CLONE_NEWCGROUP,
+        Namespace::Pid | Namespace::User | Namespace::Mount => return Ok(false),
+    };
+    process::enter(fd, flag).map_err(|source| OciError::Io { op: "enter a namespace of the pod", source })?;
+    Ok(true)
 }
 
 fn namespace(kind: LinuxNamespaceType, path: Option<PathBuf>) -> Result<LinuxNamespace, OciError> {

@@ -17,6 +17,9 @@ pub enum Forked {
 /// Proof that the program has one thread, without which a forked child may not allocate.
 pub struct SingleThread(());
 
+/// linux/sched.h; the constant of the libc crate is of too small a type.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
 impl SingleThread {
     /// Checks it. Whoever holds the proof must never start a thread.
     pub fn claim() -> io::Result<Self> {
@@ -35,6 +38,26 @@ impl SingleThread {
             -1 => Err(failed("fork", io::Error::last_os_error())),
             0 => Ok(Forked::Child),
             pid => Ok(Forked::Parent(pid)),
+        }
+    }
+
+    /// As [`SingleThread::fork`], the child being born in the cgroup2 cgroup whose directory `cgroup` is: unlike a move
+    /// through cgroup.procs that waits for nobody (clone3(2), CLONE_INTO_CGROUP).
+    pub fn fork_into(&self, cgroup: Option<&OwnedFd>) -> io::Result<Forked> {
+        let Some(cgroup) = cgroup else {
+            return self.fork();
+        };
+        // SAFETY: the structure is of plain integers, for which zero is "nothing asked".
+        let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+        args.flags = CLONE_INTO_CGROUP;
+        args.exit_signal = libc::SIGCHLD as u64;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+        // SAFETY: there is one thread, so the child's locks are all free; without CLONE_VM the child has a copy of memory
+        // and stack, as after fork(2); `args` lives across the call and its size is given.
+        match unsafe { libc::syscall(libc::SYS_clone3, &args, std::mem::size_of::<libc::clone_args>()) } {
+            -1 => Err(failed("fork into a cgroup", io::Error::last_os_error())),
+            0 => Ok(Forked::Child),
+            pid => Ok(Forked::Parent(pid as i32)),
         }
     }
 

@@ -98,6 +98,7 @@ async fn containers_and_execs_are_in_the_cgroups_that_came() {
     };
     let fds = crisp::monitor::client::ExecFds {
         cgroup_procs: cgroup.procs(),
+        cgroup_dir: None,
         ..Default::default()
     };
     let exec = pod.client.exec(spec, fds).await.unwrap();
@@ -169,6 +170,7 @@ async fn a_fork_bomb_harms_neither_the_monitor_nor_its_neighbours() {
     for _ in 0..5 {
         let fds = crisp::monitor::client::ExecFds {
             cgroup_procs: cgroup.procs(),
+            cgroup_dir: None,
             ..Default::default()
         };
         let _ = pod.client.exec(spec.clone(), fds).await;

@@ -55,14 +55,24 @@ async fn a_monitor_and_its_pause_are_small() {
 async fn times() {
     const ROUNDS: usize = 60;
     let launcher = Launcher::load(&programs()).unwrap();
-    let mut times: Vec<(&str, Vec<u128>)> = ["spawn + sandbox", "create", "start", "exit", "exec true"]
-        .map(|name| (name, Vec::new()))
-        .to_vec();
+    let mut times: Vec<(&str, Vec<u128>)> = [
+        "spawn + sandbox",
+        "create",
+        "start",
+        "exit",
+        "exec true",
+        "monitor running",
+        "pause running",
+    ]
+    .map(|name| (name, Vec::new()))
+    .to_vec();
     for round in 0..ROUNDS {
         let dir = Pod::prepare();
         let start = Instant::now();
         let mut pod = Pod::launch_in(dir, &launcher, sandbox(), SandboxFds::default()).await;
         times[0].1.push(start.elapsed().as_micros());
+        times[5].1.push(running_us(pod.monitor_pid));
+        times[6].1.push(running_us(pod.pause.pid));
         let policy = shell("true");
         let start = Instant::now();
         let (container, _) = pod.create(policy).await;
@@ -122,4 +132,10 @@ async fn cpu(mut pod: Pod) {
         (between - before) * 1000 / ROUNDS,
         (after - between) * 1000 / ROUNDS
     );
+}
+
+/// How long a process has been running, as the scheduler counts it.
+fn running_us(pid: i32) -> u128 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    text.split(' ').next().unwrap().parse::<u128>().unwrap() / 1000
 }

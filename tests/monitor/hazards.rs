@@ -224,9 +224,14 @@ async fn two_hundred_rounds_leave_nothing_behind() {
             assert!(pod.exec(&resident, nothing).await.is_err());
         }
         if round == 20 {
+            eventually("it has settled", || crate::pod::children(pod.monitor_pid).len() == 2).await;
             before = counts(pod.monitor_pid);
         }
     }
+    eventually("only pause and the resident are children", || {
+        crate::pod::children(pod.monitor_pid).len() == 2
+    })
+    .await;
     let after = counts(pod.monitor_pid);
     assert_eq!(after.0, before.0, "descriptors");
     assert!(
@@ -235,10 +240,6 @@ async fn two_hundred_rounds_leave_nothing_behind() {
         before.1,
         after.1
     );
-    eventually("only pause and the resident are children", || {
-        crate::pod::children(pod.monitor_pid).len() == 2
-    })
-    .await;
     assert_eq!(
         std::fs::read_dir(format!("/proc/{}/root", pod.monitor_pid))
             .unwrap()

@@ -1,8 +1,12 @@
 //! Sandboxes and containers from their making to their end.
 
+use std::os::fd::AsFd;
+
 use crisp::model::ContainerId;
-use crisp::monitor::client::{Event, SandboxFds};
+use crisp::monitor::client::{Event, IdMapping, SandboxFds, SandboxSpec};
 use crisp::monitor::protocol::{Exit, FailureKind};
+
+use crisp::sys::mount::{self, Attributes, Propagation};
 
 use crate::pod::{Pod, eventually, is_alive, new_id, sandbox, shell};
 
@@ -24,7 +28,7 @@ async fn a_container_runs_writes_its_log_and_leaves_its_exit_record_before_the_e
 #[tokio::test(flavor = "multi_thread")]
 async fn pause_is_called_pause_and_owns_nothing() {
     let pod = Pod::with(
-        crisp::monitor::client::SandboxSpec {
+        SandboxSpec {
             new_pid: true,
             ..sandbox()
         },
@@ -165,7 +169,7 @@ async fn the_end_of_pause_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn containers_of_a_pod_share_what_a_pod_shares() {
     let mut pod = Pod::with(
-        crisp::monitor::client::SandboxSpec {
+        SandboxSpec {
             new_pid: true,
             ..sandbox()
         },
@@ -190,4 +194,108 @@ async fn containers_of_a_pod_share_what_a_pod_shares() {
     assert_eq!(log[0], "stdout F pause");
     assert_ne!(log[1], "stdout F 1");
     pod.client.signal(&alone, 15).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_with_a_user_namespace_has_no_root_of_the_node_in_it() {
+    let mapping = IdMapping {
+        container_id: 0,
+        host_id: 200_000,
+        size: 65536,
+    };
+    let spec = SandboxSpec {
+        uid_mappings: vec![mapping.clone()],
+        gid_mappings: vec![mapping],
+        new_pid: true,
+        ..sandbox()
+    };
+    let mut pod = Pod::with(spec, SandboxFds::default()).await;
+    let owner = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("Uid:\t"))
+            .unwrap()
+            .split('\t')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(owner(pod.pause.pid), "200000");
+    let join = |json: &mut serde_json::Value, _: &mut crisp::monitor::client::ContainerFds| {
+        let user = serde_json::json!({"type": "user", "path": "nsfd:user"});
+        json["linux"]["namespaces"].as_array_mut().unwrap().push(user);
+        // Its sysfs would show the node's network, which is not its own.
+        json["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .retain(|mount| mount["destination"] != "/sys");
+        json["linux"]["maskedPaths"] = serde_json::json!([]);
+    };
+    let script = "id -u; echo mine > /dev/stdout; until test -e /dev/shm/go; do sleep 0.02; done";
+    let (container, process) = pod.create_as(shell(script), |_| {}, join).await.unwrap();
+    pod.client.start(&container).await.unwrap();
+    assert_eq!(owner(process.pid), "200000");
+    let (exit, out, _) = pod
+        .exec(&container, shell("cat /proc/self/uid_map; id -u; touch /dev/shm/go"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (exit.code, out.split_whitespace().collect::<Vec<_>>()),
+        (0, vec!["0", "200000", "65536", "0"])
+    );
+    assert_eq!(pod.exit_of(&container).await.code, 0);
+    assert_eq!(pod.log_of(&container), ["stdout F 0", "stdout F mine"]);
+}
+
+/// libcontainer makes every bind a slave of the host, whatever was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_sees_later_mounts_only_if_it_was_to() {
+    let mut pod = Pod::new().await;
+    let host = tempfile::tempdir().unwrap();
+    // A mount of the test's own, shared with whoever is to share it.
+    let volume = mount::tmpfs(1 << 20, 0o777).unwrap();
+    mount::attach(&volume, rustix::fs::CWD, host.path()).unwrap();
+    let share = Attributes {
+        propagation: Some(Propagation::Shared),
+        ..Attributes::default()
+    };
+    mount::set_attributes(volume.as_fd(), share).unwrap();
+    std::fs::create_dir(host.path().join("later")).unwrap();
+    let mut containers = Vec::new();
+    for propagation in [Propagation::Private, Propagation::Slave] {
+        let script = "until test -e /volume/go; do sleep 0.02; done; ls /volume/later; true";
+        let equip = |json: &mut serde_json::Value, fds: &mut crisp::monitor::client::ContainerFds| {
+            let bind =
+                serde_json::json!({"destination": "/volume", "type": "bind", "source": "fd:1", "options": ["rbind"]});
+            json["mounts"].as_array_mut().unwrap().push(bind);
+            let tree = mount::clone_tree(host.path(), true).unwrap();
+            let attributes = Attributes {
+                propagation: Some(propagation),
+                recursive: true,
+                ..Attributes::default()
+            };
+            mount::set_attributes(tree.as_fd(), attributes).unwrap();
+            fds.mounts.push(tree);
+        };
+        let (container, _) = pod.create_as(shell(script), |_| {}, equip).await.unwrap();
+        pod.client.start(&container).await.unwrap();
+        containers.push(container);
+    }
+    let later = mount::tmpfs(1 << 20, 0o777).unwrap();
+    mount::attach(&later, rustix::fs::CWD, &host.path().join("later")).unwrap();
+    std::fs::write(host.path().join("later/seen"), "").unwrap();
+    std::fs::write(host.path().join("go"), "").unwrap();
+    let mut ended = 0;
+    while ended < 2 {
+        ended += usize::from(matches!(pod.event().await, Event::Exited { .. }));
+    }
+    let logs = containers
+        .iter()
+        .map(|container| pod.log_of(container))
+        .collect::<Vec<_>>();
+    drop((later, volume));
+    let detach = || rustix::mount::unmount(host.path(), rustix::mount::UnmountFlags::DETACH);
+    detach().unwrap();
+    assert_eq!(logs, [vec![], vec!["stdout F seen".to_owned()]]);
 }

@@ -154,6 +154,7 @@ impl Pod {
             rootfs: mount::overlay(&[self.dir.path().join("root")], &layer("upper"), &layer("work")).unwrap(),
             mounts: vec![mount::tmpfs(1 << 20, 0o1777).unwrap()],
             cgroup_procs: Vec::new(),
+            cgroup_dir: None,
             log: Some(log.into()),
             oom_events: None,
             namespaces: Vec::new(),
@@ -234,6 +235,7 @@ impl Pod {
             stdout: Some(their_out.into()),
             stderr: Some(their_err.into()),
             cgroup_procs: Vec::new(),
+            cgroup_dir: None,
         };
         let spec = ExecSpec {
             container_id: container.to_string(),
