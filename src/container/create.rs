@@ -13,7 +13,7 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
-use super::{Container, ContainerError, Containers, Pod, State, blocking, log, name_of, now_ns};
+use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
 use crate::events::Kind;
 use crate::fault;
@@ -67,6 +67,9 @@ impl Containers {
         config: cri::ContainerConfig,
     ) -> Result<ContainerId, ContainerError> {
         let id = ContainerId::new(crate::model::random_id());
+        if let Some(made) = self.inherit(&name, &config).await? {
+            return Ok(made);
+        }
         {
             let mut names = self.names.lock().expect("no panic holds it");
             if let Some(holder) = names.get(&name) {
@@ -201,6 +204,7 @@ impl Containers {
             policy: Some(built.policy),
             monitor: Mutex::new(Some(pod.monitor)),
             _lease: Some(lease),
+            inherited: Inherited::default(),
         });
         self.index.write().expect("no panic holds it").insert(id.clone(), container.clone());
         self.record_status(&container, ContainerPhase::Created).await;

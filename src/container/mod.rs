@@ -20,6 +20,7 @@ mod volume;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,6 +59,16 @@ pub struct Container {
     monitor: Mutex<Option<Client>>,
     /// Keeps the image's layers while the container lives. Absent if they were gone when the daemon came back.
     _lease: Option<Lease>,
+    inherited: Inherited,
+}
+
+/// What an earlier daemon left to do about a container.
+#[derive(Default)]
+struct Inherited {
+    /// It was being made, or being removed: there is nothing to do but to remove it.
+    unfinished: bool,
+    /// It was made, but whoever asked for it may not have been told.
+    unanswered: AtomicBool,
 }
 
 impl Container {

@@ -1,13 +1,14 @@
 //! After a restart of the daemon: a container as its record, its monitor and its exit record know it.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
 use tokio::sync::watch;
 
-use super::{Container, Containers, State, name_of, now_ns};
+use super::{Container, ContainerError, Containers, Inherited, State, name_of, now_ns};
 use crate::cri;
-use crate::model::chain;
+use crate::model::{ContainerId, chain};
 use crate::monitor::client::Client;
 use crate::monitor::protocol::{ContainerSnapshot, ContainerState, Snapshot};
 use crate::store::{ContainerPhase, Exit, Process, StoredContainer};
@@ -45,7 +46,12 @@ impl Containers {
         };
         let updated = status.resources.as_deref().and_then(|bytes| cri::LinuxContainerResources::decode(bytes).ok());
         let asked = || record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        let inherited = Inherited {
+            unfinished: matches!(status.phase, ContainerPhase::Creating | ContainerPhase::Removing),
+            unanswered: (status.phase == ContainerPhase::Created).into(),
+        };
         let container = Arc::new(Container {
+            inherited,
             state: watch::Sender::new(state),
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
             policy,
@@ -74,6 +80,26 @@ impl Containers {
             }
             ContainerPhase::Exited => {}
         }
+    }
+
+    /// What a request finds of its first try, over which an earlier daemon died: the container, if it was made before
+    /// anyone was told. If it was not, it is removed here, and its name with it.
+    pub(super) async fn inherit(
+        &self,
+        name: &str,
+        config: &cri::ContainerConfig,
+    ) -> Result<Option<ContainerId>, ContainerError> {
+        let holder = self.names.lock().expect("no panic holds it").get(name).cloned();
+        let Some(container) = holder.and_then(|id| self.find(id.as_str()).ok()) else {
+            return Ok(None);
+        };
+        if container.inherited.unfinished {
+            self.remove_found(&container).await?;
+            return Ok(None);
+        }
+        let waits = container.record.config == *config && matches!(container.state(), State::Created { .. });
+        let is_first = waits && container.inherited.unanswered.swap(false, Ordering::Relaxed);
+        Ok(is_first.then(|| container.record.id.clone()))
     }
 }
 

@@ -18,6 +18,7 @@ mod stop;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 
 pub use error::SandboxError;
@@ -42,6 +43,16 @@ pub struct Sandbox {
     monitor: Mutex<Option<Client>>,
     /// Held by a stop or a removal: the two wait for each other.
     ending: tokio::sync::Mutex<()>,
+    inherited: Inherited,
+}
+
+/// What an earlier daemon left to do about a sandbox.
+#[derive(Default)]
+struct Inherited {
+    /// It was being made, or being removed: there is nothing to do but to remove it.
+    unfinished: bool,
+    /// It was ready, but whoever asked for it may not have been told.
+    unanswered: AtomicBool,
 }
 
 impl Sandbox {

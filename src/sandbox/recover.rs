@@ -2,9 +2,11 @@
 //!
 //! Nothing here waits for anything that can hang: what a pod lost is undone in the background.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use super::{Sandbox, SandboxError, Sandboxes, name_of};
+use super::{Inherited, Sandbox, SandboxError, Sandboxes, name_of};
+use crate::cri;
 use crate::model::{SandboxId, chain};
 use crate::monitor::client::{Client, Events};
 use crate::monitor::protocol::Snapshot;
@@ -36,6 +38,10 @@ impl Sandboxes {
             status: Mutex::new(status),
             monitor: Mutex::default(),
             ending: tokio::sync::Mutex::default(),
+            inherited: Inherited {
+                unfinished: matches!(phase, PodPhase::Creating | PodPhase::Removing),
+                unanswered: (phase == PodPhase::Ready && containers.is_empty()).into(),
+            },
         });
         self.names.lock().expect("no panic holds it").insert(name_of(&sandbox.record.metadata()), id.clone());
         self.index.write().expect("no panic holds it").insert(id.clone(), sandbox.clone());
@@ -89,6 +95,27 @@ impl Sandboxes {
         }
     }
 
+    /// What a request finds of its first try, over which an earlier daemon died: the sandbox, if it was ready before
+    /// anyone was told. If it was not, it is removed here, and its name, addresses and ports with it.
+    pub(super) async fn inherit(
+        self: &Arc<Self>,
+        name: &str,
+        config: &cri::PodSandboxConfig,
+        runtime_handler: &str,
+    ) -> Result<Option<SandboxId>, SandboxError> {
+        let holder = self.names.lock().expect("no panic holds it").get(name).cloned();
+        let Some(sandbox) = holder.and_then(|id| self.find(id.as_str()).ok()) else {
+            return Ok(None);
+        };
+        if sandbox.inherited.unfinished {
+            self.remove(sandbox.record.id.as_str()).await?;
+            return Ok(None);
+        }
+        let is_the_same = sandbox.record.config == *config && sandbox.record.runtime_handler == runtime_handler;
+        let is_first = is_the_same && sandbox.is_ready() && sandbox.inherited.unanswered.swap(false, Ordering::Relaxed);
+        Ok(is_first.then(|| sandbox.record.id.clone()))
+    }
+
     /// Removes a pod in the background, again and again until it is gone.
     fn finish_removal(self: &Arc<Self>, sandbox: Arc<Sandbox>) {
         let this = self.clone();
@@ -96,6 +123,9 @@ impl Sandboxes {
             let mut pause = std::time::Duration::from_millis(100);
             loop {
                 let ending = sandbox.ending.lock().await;
+                if this.find(sandbox.record.id.as_str()).is_err() {
+                    return;
+                }
                 match this.remove_found(&sandbox).await {
                     Ok(()) => return,
                     Err(error) => {

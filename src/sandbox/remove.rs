@@ -19,6 +19,10 @@ impl Sandboxes {
         let this = self.clone();
         let removed = tokio::spawn(async move {
             let _ending = sandbox.ending.lock().await;
+            // It was removed while we waited.
+            if this.find(sandbox.record.id.as_str()).is_err() {
+                return Ok(());
+            }
             this.remove_found(&sandbox).await
         });
         removed.await.unwrap_or(Err(SandboxError::Lost))

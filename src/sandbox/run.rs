@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 
 use super::limits::{is_host_network, namespace_options, validate};
-use super::{Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
+use super::{Inherited, Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
 use crate::container::spec;
 use crate::cri;
 use crate::fault;
@@ -57,6 +57,9 @@ impl Sandboxes {
         runtime_handler: String,
     ) -> Result<SandboxId, SandboxError> {
         let id = SandboxId::new(crate::model::random_id());
+        if let Some(made) = self.inherit(&name, &config, &runtime_handler).await? {
+            return Ok(made);
+        }
         {
             let mut names = self.names.lock().expect("no panic holds it");
             if let Some(holder) = names.get(&name) {
@@ -102,6 +105,7 @@ impl Sandboxes {
             status: Mutex::default(),
             monitor: Mutex::default(),
             ending: tokio::sync::Mutex::default(),
+            inherited: Inherited::default(),
         });
 
         let store = self.parts.store.clone();
@@ -167,8 +171,8 @@ impl Sandboxes {
         }
         let (client, events) = monitor?;
         let network = network?;
-        let joined = joined?;
         fault::point("run: network and monitor up").await?;
+        let joined = joined?;
         let fds = SandboxFds { netns: network.netns, cgroup_procs: joined.tasks, cgroup_dir: joined.directory };
         let pause = client.create_sandbox(spec, fds).await.map_err(|source| SandboxError::Monitor {
             op: "create the namespaces",
