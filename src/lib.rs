@@ -18,6 +18,7 @@
 //! - [`cri`]: the generated CRI.
 //! - [`sys`]: the kernel, fenced: the only room with `unsafe`.
 //! - [`model`], [`undo`], [`operation`]: ids, the stack of undo steps, the joining of retried requests.
+//! - [`fault`]: places where a test can make the daemon die or fail.
 //!
 //! A pod's path: born in `sandbox::run`, its containers in `container::create` and `container::start`; an exit is
 //! recorded by `monitor::reaper` and becomes a state in `container::state`; it dies in `sandbox::stop` and
@@ -44,6 +45,8 @@ pub mod cri;
 pub mod daemon;
 #[cfg(feature = "daemon")]
 pub mod events;
+#[cfg(feature = "daemon")]
+pub mod fault;
 #[cfg(feature = "daemon")]
 pub mod image;
 #[cfg(feature = "daemon")]

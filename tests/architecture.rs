@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const EVERYTHING: &[&str] = &[
-    "api", "config", "container", "cri", "events", "image", "model", "monitor", "network", "operation", "sandbox",
+    "api", "config", "container", "cri", "events", "fault", "image", "model", "monitor", "network", "operation", "sandbox",
     "stats", "store", "streaming", "sys", "undo",
 ];
 
@@ -15,18 +15,19 @@ const TABLE: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("undo", &[]),
     ("operation", &[]),
+    ("fault", &[]),
     ("cri", &[]),
     ("config", &["model"]),
     ("events", &["model"]),
     ("store", &["model", "cri", "sys"]),
-    ("image", &["model", "config", "sys", "undo"]),
+    ("image", &["model", "config", "sys", "undo", "fault"]),
     ("network", &["model", "config", "sys", "undo"]),
     ("oci", &["model", "sys"]),
     ("monitor", &["model", "sys", "oci"]),
-    ("container", &["model", "cri", "config", "sys", "undo", "operation", "store", "events", "image", "monitor"]),
+    ("container", &["model", "cri", "config", "sys", "undo", "operation", "fault", "store", "events", "image", "monitor"]),
     (
         "sandbox",
-        &["model", "cri", "config", "sys", "undo", "operation", "store", "events", "network", "monitor", "container"],
+        &["model", "cri", "config", "sys", "undo", "operation", "fault", "store", "events", "network", "monitor", "container"],
     ),
     ("streaming", &["model", "config", "sys", "store", "monitor"]),
     ("stats", &["model", "cri", "sys", "store", "image"]),

@@ -28,7 +28,7 @@ impl ToCode for SandboxError {
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
             Self::NotReady { .. } => Code::FailedPrecondition,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
-            Self::Lost | Self::Network { .. } | Self::Path { .. } | Self::Cgroup { .. } | Self::Store(_) => {
+            Self::Lost | Self::Network { .. } | Self::Path { .. } | Self::Cgroup { .. } | Self::Store(_) | Self::Fault(_) => {
                 Code::Internal
             }
             Self::Monitor { source, .. } => source.code(),
@@ -51,7 +51,8 @@ impl ToCode for ContainerError {
             | Self::Unkillable { .. }
             | Self::Path { .. }
             | Self::Cgroup { .. }
-            | Self::Store(_) => Code::Internal,
+            | Self::Store(_)
+            | Self::Fault(_) => Code::Internal,
             Self::Monitor { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
             Self::Seccomp(_) => Code::InvalidArgument,

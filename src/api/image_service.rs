@@ -1,6 +1,6 @@
 //! ImageService, as a table of contents.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use futures_util::Stream;
@@ -79,7 +79,7 @@ impl ImageService for ImageApi {
         let ImageStatusRequest { image, verbose } = request.into_inner();
         let work = async {
             let found = self.rooms.images.find(&reference(image)?);
-            let mut info = HashMap::new();
+            let mut info = BTreeMap::new();
             if let Some(image) = found.as_ref().filter(|_| verbose) {
                 let told = serde_json::json!({
                     "imageSpec": image.config,

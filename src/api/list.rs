@@ -1,6 +1,6 @@
 //! The filters of the List requests: every condition that is set must hold; an id may be the beginning of one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::Rooms;
 use super::to_cri;
@@ -8,7 +8,7 @@ use crate::container::Container;
 use crate::cri;
 use crate::sandbox::Sandbox;
 
-fn labels_hold(selector: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+fn labels_hold(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
@@ -47,11 +47,11 @@ pub fn containers(rooms: &Rooms, filter: Option<&cri::ContainerFilter>) -> Vec<c
 #[cfg(test)]
 mod tests {
     use super::labels_hold;
-    use std::collections::HashMap;
+    use std::collections::BTreeMap;
 
     #[test]
     fn every_label_of_a_selector_must_hold() {
-        let map = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+        let map = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
         };
         let labels = map(&[("a", "1"), ("b", "2")]);

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::error::status as failed;
 use super::respond::{Loudness::*, respond};
-use super::{events, list, stats, status, stream};
+use super::{events, list, stats, status, stream, to_cri};
 use crate::container::Containers;
 use crate::cri::runtime_service_server::RuntimeService;
 use crate::cri::*;
@@ -249,7 +249,7 @@ impl RuntimeService for RuntimeApi {
         let ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
         let work = async {
             let done = self.rooms.containers.exec_sync(&id, &cmd, seconds(timeout)).await.map_err(|e| failed(&e))?;
-            Ok(ExecSyncResponse { stdout: done.stdout, stderr: done.stderr, exit_code: done.exit_code })
+            Ok(to_cri::exec_output(done))
         };
         respond("ExecSync", &id, Look, work).await
     }

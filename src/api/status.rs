@@ -1,6 +1,6 @@
 //! Version, Status, RuntimeConfig, and the statuses of a sandbox and a container.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tonic::Status;
 
@@ -39,7 +39,7 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
         condition("RuntimeReady", true, String::new(), String::new()),
         condition("NetworkReady", network.ready, network.reason, network.message),
     ];
-    let mut info = HashMap::new();
+    let mut info = BTreeMap::new();
     if verbose {
         info.insert("config".to_owned(), rooms.settings.to_string());
     }
@@ -61,7 +61,7 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
 /// PodSandboxStatus, with its containers as evented kubelets want it.
 pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSandboxStatusResponse, Status> {
     let sandbox = rooms.sandboxes.find(id).map_err(|e| failed(&e))?;
-    let mut info = HashMap::new();
+    let mut info = BTreeMap::new();
     if verbose {
         let status = sandbox.status();
         let told = serde_json::json!({
@@ -86,7 +86,7 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
 /// ContainerStatus.
 pub fn container(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::ContainerStatusResponse, Status> {
     let container = rooms.containers.find(id).map_err(|e| failed(&e))?;
-    let mut info = HashMap::new();
+    let mut info = BTreeMap::new();
     if verbose {
         let state = container.state();
         let told = serde_json::json!({

@@ -16,6 +16,7 @@ use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
 use super::{Container, ContainerError, Containers, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
 use crate::events::Kind;
+use crate::fault;
 use crate::image::{Image, Lease};
 use crate::model::{ContainerId, chain};
 use crate::monitor::client::{ContainerFds, ContainerSpec, NamespaceKind};
@@ -88,6 +89,7 @@ impl Containers {
         match self.make(&id, pod, config, &mut undo).await {
             Ok(container) => {
                 undo.commit();
+                fault::point("create: committed").await?;
                 self.tell(Kind::Created, &container.record);
                 Ok(id)
             }
@@ -117,6 +119,7 @@ impl Containers {
             }
         });
         let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
+        fault::point("create: described").await?;
         for capability in &built.capabilities_cut {
             tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
         }
@@ -136,6 +139,7 @@ impl Containers {
         };
         let written = record.clone();
         blocking(move || store.write_container(&written)).await?;
+        fault::point("create: recorded").await?;
 
         let cgroups = self.parts.cgroups.clone();
         undo.push("cgroup of the container", {
@@ -153,6 +157,7 @@ impl Containers {
         let volumes: Vec<PathBuf> = built.volumes.iter().map(|volume| volume.destination.clone()).collect();
         // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
         let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
+        fault::point("create: cgroup made").await?;
         let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
         let log = match record.log_path.clone() {
             None => None,
@@ -186,6 +191,7 @@ impl Containers {
                 monitor.forget(&id).await.map_err(|error| chain(&error))
             }
         });
+        fault::point("create: process made").await?;
         let process = Process { pid: process.pid, start_time: process.start_time };
         let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         let container = Arc::new(Container {

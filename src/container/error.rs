@@ -55,6 +55,8 @@ pub enum ContainerError {
     Seccomp(#[from] SeccompError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Fault(#[from] crate::fault::Injected),
 }
 
 impl ContainerError {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Container, ContainerError, Containers, blocking, name_of};
 use crate::events::Kind;
+use crate::fault;
 use crate::store::ContainerPhase;
 use crate::sys::cgroup::Cgroup;
 
@@ -22,16 +23,21 @@ impl Containers {
     pub async fn remove_found(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
         let record = &container.record;
         self.stop_found(container, Duration::ZERO).await?;
+        fault::point("container remove: stopped").await?;
         self.record_status(container, ContainerPhase::Removing).await;
+        fault::point("container remove: recorded").await?;
         if let Ok(monitor) = container.monitor() {
             if let Err(error) = monitor.forget(&record.id).await {
                 tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
             }
         }
+        fault::point("container remove: forgotten").await?;
         self.remove_cgroup(&record.cgroup).await?;
+        fault::point("container remove: cgroup removed").await?;
         let store = self.parts.store.clone();
         let (sandbox_id, id) = (record.sandbox_id.clone(), record.id.clone());
         blocking(move || store.remove_container(&sandbox_id, &id)).await?;
+        fault::point("container remove: directories removed").await?;
         self.release(container);
         Ok(())
     }

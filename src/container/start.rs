@@ -2,6 +2,7 @@
 
 use super::{ContainerError, Containers, State, now_ns};
 use crate::events::Kind;
+use crate::fault;
 use crate::monitor::client::MonitorError;
 use crate::monitor::protocol::FailureKind;
 use crate::store::{ContainerPhase, Exit};
@@ -21,6 +22,7 @@ impl Containers {
             });
         }
         let started_at_ns = now_ns();
+        fault::point("start: begun").await?;
         match container.monitor()?.start(id).await {
             Ok(()) => {}
             Err(MonitorError::Refused { kind, message, .. }) if exit_code(kind).is_some() => {
@@ -38,6 +40,7 @@ impl Containers {
             }
             Err(error) => return Err(ContainerError::monitor("start the program", id)(error)),
         }
+        fault::point("start: executed").await?;
         let mut allowed = Ok(());
         container.state.send_modify(|state| allowed = state.started(started_at_ns));
         if allowed.is_err() {
@@ -52,6 +55,7 @@ impl Containers {
             State::Created { .. } | State::Running { .. } => ContainerPhase::Running,
         };
         self.record_status(&container, phase).await;
+        fault::point("start: recorded").await?;
         self.tell(Kind::Started, &container.record);
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Container, ContainerError, Containers, State, blocking};
+use crate::fault;
 use crate::sys::cgroup::Cgroup;
 
 /// How long the end of a killed container may take to be seen: a process in uninterruptible sleep ends when the
@@ -38,6 +39,7 @@ impl Containers {
                 if let Err(error) = container.monitor()?.signal(id, signal).await {
                     tracing::debug!(container_id = %id, signal, %error, "stop signal not delivered");
                 }
+                fault::point("container stop: signalled").await?;
                 // A grace beyond what the clock can name is as good as for ever.
                 let deadline = Instant::now().checked_add(grace);
                 let ended = end.wait_for(|state| state.exit().is_some());
@@ -51,6 +53,7 @@ impl Containers {
             }
         }
         self.kill_all(container).await?;
+        fault::point("container stop: killed").await?;
         let ended = end.wait_for(|state| state.exit().is_some());
         match tokio::time::timeout(KILL_DEADLINE, ended).await {
             Ok(_) => Ok(()),

@@ -68,13 +68,11 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 /// Makes the rooms and takes over what an earlier daemon left.
 async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let host = |what| move |source| DaemonError::Host { what, source };
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .map_err(|e| host("become the subreaper of lost monitors' processes")(e.into()))?;
     let store = Store::open(&config.root, &config.run)?;
     let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
     let mut image_config = ImageConfig::new(config.root.join("images"));
     image_config.pinned = config.pinned.clone();
-    image_config.registry.hosts_dirs = vec![config.registry_config_dir.clone()];
+    image_config.registry.hosts_dirs = config.registry_config_dirs.clone();
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
@@ -164,7 +162,7 @@ fn settings(config: &Config) -> String {
         "run": config.run,
         "socket": config.socket,
         "cgroupParent": config.cgroup_parent,
-        "registryConfigDir": config.registry_config_dir,
+        "registryConfigDirs": config.registry_config_dirs,
         "network": format!("{:?}", config.network).to_lowercase(),
         "cniConfDir": config.cni_conf_dir,
         "cniBinDirs": config.cni_bin_dirs,

@@ -75,6 +75,8 @@ pub enum ImageError {
         op: &'static str,
         source: tokio::task::JoinError,
     },
+    #[error(transparent)]
+    Fault(#[from] crate::fault::Injected),
 }
 
 impl ImageError {
@@ -93,7 +95,7 @@ impl ImageError {
             Self::Ambiguous { .. } => ErrorKind::Invalid,
             Self::Reference(_) => ErrorKind::Invalid,
             Self::Pull(source) => source.kind(),
-            Self::Interrupted { .. } => ErrorKind::Internal,
+            Self::Interrupted { .. } | Self::Fault(_) => ErrorKind::Internal,
         }
     }
 }

@@ -41,6 +41,8 @@ pub enum SandboxError {
     Spec(#[from] crate::container::spec::SpecError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Fault(#[from] crate::fault::Injected),
 }
 
 impl SandboxError {

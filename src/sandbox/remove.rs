@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Sandbox, SandboxError, Sandboxes, blocking, name_of};
 use crate::events::Kind;
+use crate::fault;
 use crate::store::PodPhase;
 use crate::sys::cgroup::Cgroup;
 
@@ -29,25 +30,29 @@ impl Sandboxes {
         self.stop_found(sandbox).await?;
         let status = sandbox.change(|status| status.phase = PodPhase::Removing);
         self.try_record_status(id, status).await;
+        fault::point("remove: recorded").await?;
         for container in self.parts.containers.of_pod(id) {
             let removed = self.parts.containers.remove_found(&container).await;
             removed.map_err(|source| SandboxError::Containers { sandbox_id: id.clone(), source })?;
         }
+        fault::point("remove: containers removed").await?;
         self.remove_cgroup_parent(sandbox).await?;
+        fault::point("remove: cgroup parent removed").await?;
         let (store, at) = (self.parts.store.clone(), id.clone());
         blocking(move || store.remove_pod(&at)).await?;
+        fault::point("remove: directories removed").await?;
         self.release(sandbox);
         Ok(())
     }
 
     /// Removes the pod's cgroup parent if crisp made it and nothing is left in it.
     async fn remove_cgroup_parent(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
-        if !sandbox.record.cgroup_parent_made {
+        let Some(until) = sandbox.record.cgroup_made_below.clone() else {
             return Ok(());
-        }
+        };
         let (cgroups, path) = (self.parts.cgroups.clone(), sandbox.record.cgroup());
         let at = path.clone();
-        blocking(move || Cgroup::open(&cgroups, &at)?.remove_empty_parents("/"))
+        blocking(move || Cgroup::open(&cgroups, &at)?.remove_empty_parents(&until))
             .await
             .map_err(|source| SandboxError::Cgroup { op: "remove the parents of", path, source })
     }

@@ -14,6 +14,7 @@ use super::limits::{is_host_network, namespace_options, validate};
 use super::{Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
 use crate::container::spec;
 use crate::cri;
+use crate::fault;
 use crate::events::Kind;
 use crate::model::{SandboxId, chain};
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
@@ -72,6 +73,7 @@ impl Sandboxes {
         match self.make(&id, config, runtime_handler, &mut undo).await {
             Ok(sandbox) => {
                 undo.commit();
+                fault::point("run: committed").await?;
                 self.index.write().expect("no panic holds it").insert(id.clone(), sandbox);
                 self.tell(Kind::Created, &id);
                 self.tell(Kind::Started, &id);
@@ -120,6 +122,7 @@ impl Sandboxes {
             }
         })
         .await?;
+        fault::point("run: recorded").await?;
 
         undo.push("/dev/shm of the pod", {
             let run_dir = run_dir.clone();
@@ -127,11 +130,11 @@ impl Sandboxes {
         });
         let own_ipc = namespace_options(&record.config).ipc() != cri::NamespaceMode::Node;
         let cgroups = self.parts.cgroups.clone();
-        let (cgroup_path, parent_made) = (record.cgroup(), record.cgroup_parent_made);
+        let (cgroup_path, made_below) = (record.cgroup(), record.cgroup_made_below.clone());
         undo.push("cgroup of the pod", {
             let (cgroups, path) = (cgroups.clone(), cgroup_path.clone());
             move || async move {
-                blocking(move || unmake_cgroup(&cgroups, &path, parent_made)).await.map_err(|error| error.to_string())
+                blocking(move || unmake_cgroup(&cgroups, &path, made_below)).await.map_err(|error| error.to_string())
             }
         });
         let mounted = blocking(move || {
@@ -143,6 +146,7 @@ impl Sandboxes {
                 move |source| SandboxError::Cgroup { op, path, source }
             };
             let cgroup = Cgroup::create(&cgroups, &cgroup_path).map_err(failed("create"))?;
+            fault::blocking_point("run: cgroup made")?;
             cgroup.join_fds().map_err(failed("open"))
         });
 
@@ -164,6 +168,7 @@ impl Sandboxes {
         let (client, events) = monitor?;
         let network = network?;
         let joined = joined?;
+        fault::point("run: network and monitor up").await?;
         let fds = SandboxFds { netns: network.netns, cgroup_procs: joined.tasks, cgroup_dir: joined.directory };
         let pause = client.create_sandbox(spec, fds).await.map_err(|source| SandboxError::Monitor {
             op: "create the namespaces",
@@ -171,6 +176,7 @@ impl Sandboxes {
             source,
         })?;
 
+        fault::point("run: pause made").await?;
         let status = PodStatus {
             phase: PodPhase::Ready,
             ips: network.attached.as_ref().map(|attached| attached.ips.clone()).unwrap_or_default(),
@@ -181,6 +187,7 @@ impl Sandboxes {
             resources: None,
         };
         self.record_status(id, status.clone()).await?;
+        fault::point("run: ready recorded").await?;
         sandbox.change(|now| *now = status);
         *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
         self.follow(&sandbox, events);
@@ -199,6 +206,19 @@ impl Sandboxes {
             "" => format!("{}/{id}", self.parts.cgroup_parent),
             parent => parent.to_owned(),
         };
+        // crisp's own parent comes and goes with the pods in it, somebody else's is theirs.
+        let cgroup_made_below = match asked {
+            "" => Some("/".to_owned()),
+            parent => match self.list(|other| other.record.cgroup_parent == parent).first() {
+                // Pods that share a parent share whose it is: the last of them takes it along.
+                Some(other) => other.record.cgroup_made_below.clone(),
+                None => made_below(&self.parts.cgroups, parent).map_err(|source| SandboxError::Cgroup {
+                    op: "look for",
+                    path: parent.to_owned(),
+                    source,
+                })?,
+            },
+        };
         let netns = (!is_host_network(&config)).then(|| self.parts.netns_dir.join(id));
         let network = match &netns {
             None => None,
@@ -214,7 +234,7 @@ impl Sandboxes {
         };
         Ok(PodRecord {
             id: id.clone(),
-            cgroup_parent_made: Cgroup::open(&self.parts.cgroups, &cgroup_parent).is_err(),
+            cgroup_made_below,
             config,
             runtime_handler,
             created_at_ns: now_ns(),
@@ -246,10 +266,12 @@ impl Sandboxes {
         })
         .await
         .map_err(SandboxError::path("make the network namespace", record.netns.clone().unwrap_or_default()))?;
+        fault::point("run: network namespace made").await?;
         let failed = |source| SandboxError::Network { op: "set up the network", sandbox_id: record.id.clone(), source };
         let plan: Plan = serde_json::from_value(plan)
             .map_err(|error| SandboxError::Invalid { what: format!("network plan: {error}") })?;
         let attached = self.parts.networks.add(&plan).await.map_err(failed)?;
+        fault::point("run: network added").await?;
         Ok(PodNetwork { netns: Some(netns.into()), attached: Some(attached) })
     }
 
@@ -273,16 +295,31 @@ struct PodNetwork {
     attached: Option<Attached>,
 }
 
-/// Removes the pod's cgroup, whatever is in it, and its parent if that was made for it.
+/// Removes the pod's cgroup, whatever is in it, and what is empty above it below `until`.
 pub(super) fn unmake_cgroup(
     cgroups: &Arc<crate::sys::cgroup::Hierarchy>,
     path: &str,
-    parent_made: bool,
+    made_below: Option<String>,
 ) -> std::io::Result<()> {
     let cgroup = Cgroup::open(cgroups, path)?;
     cgroup.kill()?;
     cgroup.remove()?;
-    if parent_made { cgroup.remove_empty_parents("/") } else { Ok(()) }
+    made_below.map_or(Ok(()), |until| cgroup.remove_empty_parents(&until))
+}
+
+/// The nearest cgroup above `parent` that exists; none if `parent` itself does.
+fn made_below(cgroups: &Arc<crate::sys::cgroup::Hierarchy>, parent: &str) -> std::io::Result<Option<String>> {
+    let mut at = Cgroup::open(cgroups, parent)?;
+    if at.exists() {
+        return Ok(None);
+    }
+    while let Some(above) = at.parent() {
+        if above.exists() {
+            return Ok(Some(above.path().to_owned()));
+        }
+        at = above;
+    }
+    Ok(Some("/".to_owned()))
 }
 
 /// The pod's host name: its own, or the node's with the node's network and where the request names none.

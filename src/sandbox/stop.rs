@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Sandbox, SandboxError, Sandboxes, blocking, files};
 use crate::events::Kind;
+use crate::fault;
 use crate::model::chain;
 use crate::network::{Attached, Plan, netns};
 use crate::store::PodPhase;
@@ -37,16 +38,21 @@ impl Sandboxes {
         if was_ready {
             self.try_record_status(id, status).await;
         }
+        fault::point("stop: recorded").await?;
         let containers = self.parts.containers.of_pod(id);
         let ends = containers.iter().map(|container| self.parts.containers.stop_found(container, Duration::ZERO));
         for end in futures_util::future::join_all(ends).await {
             end.map_err(|source| SandboxError::Containers { sandbox_id: id.clone(), source })?;
         }
+        fault::point("stop: containers ended").await?;
         // The network needs the namespace, not the pause: both end at once.
         let (released, ()) = tokio::join!(self.release_network(sandbox), self.end_pause(sandbox));
         released?;
+        fault::point("stop: pause ended").await?;
         self.remove_namespaces(sandbox).await?;
+        fault::point("stop: namespaces removed").await?;
         self.remove_cgroup(sandbox).await?;
+        fault::point("stop: cgroup removed").await?;
         if was_ready {
             self.tell(Kind::Stopped, id);
         }
@@ -74,6 +80,7 @@ impl Sandboxes {
             sandbox_id: id.clone(),
             source,
         })?;
+        fault::point("stop: network released").await?;
         let status = sandbox.change(|status| status.network_released = true);
         self.try_record_status(id, status).await;
         Ok(())

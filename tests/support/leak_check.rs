@@ -9,13 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Where to look, beyond what is looked at always: mounts, links and the nft ruleset of the test's own namespaces.
+/// Where to look, beyond what is looked at always: mounts, links and the nft ruleset of the calling thread's namespaces.
 #[derive(Clone, Debug)]
 pub struct Scope {
     /// A process whose command line has one of these in it counts, with all its descendants.
     pub commands: Vec<String>,
     /// Cgroups at and below these paths count, in every hierarchy.
     pub cgroups: Vec<String>,
+    /// Whether the processes in these cgroups count.
+    pub members: bool,
+    /// Processes that do not count.
+    pub known: Vec<i32>,
     /// Directories whose content counts, all the way down.
     pub directories: Vec<PathBuf>,
     /// Processes whose open files count.
@@ -29,6 +33,8 @@ impl Default for Scope {
         Self {
             commands: ["crispd", "crisp-monitor", "crisp-pause"].map(str::to_owned).to_vec(),
             cgroups: vec!["/".to_owned()],
+            members: false,
+            known: Vec::new(),
             directories: Vec::new(),
             open_files_of: Vec::new(),
             all_netns: false,
@@ -49,6 +55,9 @@ impl Snapshot {
         snapshot.processes(&scope.commands);
         snapshot.mounts();
         snapshot.cgroups(&scope.cgroups);
+        if scope.members {
+            snapshot.members(&scope.cgroups, &scope.known);
+        }
         snapshot.network(scope.all_netns);
         scope.directories.iter().for_each(|dir| snapshot.directory(dir));
         scope.open_files_of.iter().for_each(|pid| snapshot.open_files(*pid));
@@ -118,7 +127,7 @@ impl Snapshot {
     }
 
     fn mounts(&mut self) {
-        for line in read("/proc/self/mountinfo").lines() {
+        for line in read("/proc/thread-self/mountinfo").lines() {
             let (mount, source) = line.split_once(" - ").unwrap_or((line, ""));
             let mount: Vec<&str> = mount.split(' ').collect();
             let fstype = source.split(' ').next().unwrap_or_default();
@@ -126,18 +135,25 @@ impl Snapshot {
         }
     }
 
-    fn cgroups(&mut self, paths: &[String]) {
-        let mut roots = Vec::new();
-        for line in read("/proc/self/mountinfo").lines() {
-            let Some((mount, source)) = line.split_once(" - ") else {
-                continue;
-            };
-            let mount: Vec<&str> = mount.split(' ').collect();
-            if source.starts_with("cgroup") && mount[3] == "/" {
-                roots.push(PathBuf::from(mount[4]));
+    /// Every process in the cgroups, once, whichever hierarchy it is in.
+    fn members(&mut self, paths: &[String], known: &[i32]) {
+        let mut members = BTreeSet::new();
+        for root in cgroup_roots() {
+            for path in paths {
+                let top = root.join(path.trim_start_matches('/'));
+                for dir in below(&top, &|dir| dir.is_dir()).iter().chain([&top]) {
+                    let listed = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+                    members.extend(listed.lines().filter_map(|pid| pid.parse::<i32>().ok()));
+                }
             }
         }
-        for root in roots {
+        for process in members.difference(&known.iter().copied().collect()).filter_map(|pid| Process::read(*pid)) {
+            self.add(format!("process {} {}", process.pid, process.command.trim()));
+        }
+    }
+
+    fn cgroups(&mut self, paths: &[String]) {
+        for root in cgroup_roots() {
             for path in paths {
                 let top = root.join(path.trim_start_matches('/'));
                 if top != root && top.is_dir() {
@@ -152,8 +168,9 @@ impl Snapshot {
     }
 
     fn network(&mut self, all_netns: bool) {
-        for link in names_in(Path::new("/sys/class/net")) {
-            self.add(format!("link {link}"));
+        for line in read("/proc/thread-self/net/dev").lines().skip(2) {
+            let link = line.split(':').next().unwrap_or_default();
+            self.add(format!("link {}", link.trim()));
         }
         let listed = Command::new("nft")
             .args(["list", "ruleset"])
@@ -233,6 +250,21 @@ impl Process {
             command,
         })
     }
+}
+
+/// Where cgroup hierarchies are mounted, v1 and v2.
+fn cgroup_roots() -> Vec<PathBuf> {
+    let mut roots = Vec::new();
+    for line in read("/proc/thread-self/mountinfo").lines() {
+        let Some((mount, source)) = line.split_once(" - ") else {
+            continue;
+        };
+        let mount: Vec<&str> = mount.split(' ').collect();
+        if source.starts_with("cgroup") && mount[3] == "/" {
+            roots.push(PathBuf::from(mount[4]));
+        }
+    }
+    roots
 }
 
 fn read(path: &str) -> String {

@@ -128,7 +128,7 @@ fn hugepage(limit: &cri::HugepageLimit) -> Result<(String, u64), SpecError> {
 
 /// Names become names of files in the container's cgroup: `controller.setting` and nothing else, and not the files
 /// by which cgroups themselves are run.
-fn unified(asked: &std::collections::HashMap<String, String>) -> Result<BTreeMap<String, String>, SpecError> {
+fn unified(asked: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, SpecError> {
     let mut unified = BTreeMap::new();
     for (name, value) in asked {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';

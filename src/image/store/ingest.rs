@@ -48,6 +48,7 @@ impl Store {
         let meta = LayerMeta::new(diff_id, &unpacked);
         meta.write(&scratch, &unpacked.implicit)?;
         rustix::fs::syncfs(&root).map_err(|e| ImageError::io("sync layer", scratch.path())(e.into()))?;
+        crate::fault::blocking_point("pull: layer unpacked")?;
         self.publish_layer(hex, meta, scratch)
     }
 }

@@ -33,6 +33,7 @@ pub struct NewImage {
 impl Store {
     /// Records an image whose layers are here, or adds what is new to one that is recorded. On return it is on disk.
     pub fn put_image(&self, new: NewImage) -> Result<Arc<Image>, ImageError> {
+        crate::fault::blocking_point("pull: layers published")?;
         let hex = format!("{:x}", Sha256::digest(&new.config_bytes));
         let image_id = super::digest_of(&hex);
         let config = ImageConfiguration::from_reader(&new.config_bytes[..]).map_err(|source| ImageError::Config {
@@ -70,6 +71,7 @@ impl Store {
             record::sync_dir(&self.layout.layers())?;
             self.take_tag(&record.image_id, new.repo_tag.as_deref())?;
             self.layout.discard(&place)?;
+            crate::fault::blocking_point("pull: image written")?;
             scratch.publish(&place)?;
             record::sync_dir(&self.layout.manifests())?;
         } else {
@@ -77,6 +79,7 @@ impl Store {
             self.take_tag(&record.image_id, new.repo_tag.as_deref())?;
             record.replace(&place)?;
         }
+        crate::fault::blocking_point("pull: image recorded")?;
         self.enter(record, config)
     }
 

@@ -1,0 +1,10 @@
+//! What the daemon, its monitors, its network and its registries do when they die, fail, hang or lie. Each test has a
+//! machine of its own, runs the real crispd (hack/build) there, and looks for what is left behind.
+
+#[path = "../support/daemon.rs"]
+mod daemon;
+mod killed;
+#[path = "../support/leak_check.rs"]
+mod leak_check;
+mod pods;
+mod registry;
