@@ -17,7 +17,8 @@ FEATURE_SETS = (
     ["--all-features", "--all-targets"],
     ["--lib", "--bin", "crispd"],
     ["--no-default-features", "--features", "monitor", "--lib", "--bin", "crisp-monitor"],
-    ["--no-default-features", "--features", "pause", "--bin", "crisp-pause"],
+    # Without the standard library there is no unwinding: only its own profile fits.
+    ["--no-default-features", "--features", "pause", "--bin", "crisp-pause", "--profile", "tiny"],
 )
 
 
@@ -143,9 +144,9 @@ def run_stage(name):
 
 
 def _telling(text):
-    """The lines about what failed where there are such, else the last ones."""
-    lines = text.splitlines()
-    told = [line for line in lines if re.search(r"FAILED|panicked|^error|NOT RUN|^\s+\S+\.go:\d+", line)]
+    """The lines about what failed where there are such, else all; each once."""
+    lines = list(dict.fromkeys(text.splitlines()))
+    told = [line for line in lines if re.search(r"FAILED|panicked|^error|^\s+--> |NOT RUN|^\s+\S+\.go:\d+", line)]
     return told or lines
 
 
