@@ -1,6 +1,7 @@
 //! The gRPC edge: requests in, answers out. What the CRI calls an RPC is a line or three here; the work is in the
 //! rooms below, and `tonic::Status` stays here.
 
+mod deadline;
 mod error;
 mod events;
 mod image_service;
@@ -12,6 +13,7 @@ mod status;
 mod stream;
 mod to_cri;
 
+pub use deadline::DeadlineLayer;
 pub use image_service::ImageApi;
 pub use runtime_service::{RuntimeApi, Rooms};
 
