@@ -31,6 +31,9 @@ ip link set uplink up
 ip route add default via 192.0.2.1 dev uplink
 ";
 
+/// How long what must happen may take, on a machine that does a lot else.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// What the daemon and the clients allow a message to be.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
 
@@ -57,7 +60,7 @@ pub fn wait<T>(future: impl Future<Output = T>) -> T {
 
 /// Waits until `look` gives something.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = look() {
             return found;
@@ -496,7 +499,15 @@ impl Container {
 
     /// Its log once it has this line.
     pub fn logged(&self, text: &str) -> Vec<String> {
-        eventually(text, || Some(self.log()).filter(|log| log.iter().any(|line| line.contains(text))))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let log = self.log();
+            if log.iter().any(|line| line.contains(text)) {
+                return log;
+            }
+            assert!(Instant::now() < deadline, "never in the log: {text}; there is {log:?}, {:?}", self.status());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
