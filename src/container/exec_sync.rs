@@ -2,13 +2,14 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use super::{Container, ContainerError, Containers, State, blocking, spec};
+use super::{Container, ContainerError, Containers, State, blocking, now_ns, spec};
 use crate::monitor::client::{ExecFds, ExecSpec, RunningExec};
 use crate::sys::cgroup::{Cgroup, Child};
 
@@ -21,6 +22,12 @@ const DRAIN_IDLE: Duration = Duration::from_millis(100);
 
 /// How long such a process may keep writing into the answer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+
+/// How the cgroups of commands begin, below their container's.
+const EXEC_CGROUP: &str = "exec-";
+
+/// How long the killed commands of an earlier daemon may take to end.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a command did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -104,7 +111,8 @@ impl Containers {
         container: &Container,
         command: &[String],
     ) -> Result<(RunningExec, Leash, Receiver, Receiver), ContainerError> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Later than those of an earlier daemon, whose commands may have left something running.
+        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(now_ns().unsigned_abs()));
         let id = &container.record.id;
         let state = container.state();
         if !matches!(state, State::Running { .. }) {
@@ -121,7 +129,7 @@ impl Containers {
             let cgroup = Cgroup::open(&cgroups, &path)?;
             // Where no cgroup2 is mounted a command has no cgroup of its own: its first process is all that a timeout
             // can kill.
-            let child = match cgroup.child(&format!("exec-{number}")) {
+            let child = match cgroup.child(&format!("{EXEC_CGROUP}{number}")) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
                 child => Some(child?),
             };
@@ -142,6 +150,31 @@ impl Containers {
         let running = monitor.exec(request, fds).await.map_err(ContainerError::monitor("run a command", id))?;
         Ok((running, leash, stdout, stderr))
     }
+}
+
+/// The cgroups of commands in the container's cgroup.
+pub(super) fn exec_cgroups(cgroup: &Cgroup) -> io::Result<Vec<Child>> {
+    let mut children = cgroup.children()?;
+    let is_exec = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(EXEC_CGROUP);
+    children.retain(|child| child.path().file_name().is_some_and(is_exec));
+    Ok(children)
+}
+
+/// Ends the commands of an earlier daemon: nobody waits for them, nor kills them at their timeout. `running` are their
+/// first processes; what a command that has ended left behind goes on, as it would have.
+pub(super) fn end_execs(children: Vec<Child>, running: &[i32]) -> io::Result<()> {
+    for child in children {
+        let pids = child.pids()?;
+        if running.iter().any(|pid| pids.contains(pid)) {
+            child.kill()?;
+            child.wait_empty(KILL_PATIENCE)?;
+        }
+        match child.remove() {
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 impl Leash {

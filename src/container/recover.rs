@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 use tokio::sync::watch;
 
-use super::{Container, ContainerError, Containers, Inherited, State, name_of, now_ns};
+use super::exec_sync::{end_execs, exec_cgroups};
+use super::{Container, ContainerError, Containers, Inherited, State, blocking, name_of, now_ns};
 use crate::cri;
 use crate::model::{ContainerId, chain};
 use crate::monitor::client::Client;
 use crate::monitor::protocol::{ContainerSnapshot, ContainerState, Snapshot};
 use crate::store::{ContainerPhase, Exit, Process, StoredContainer};
+use crate::sys::cgroup::Cgroup;
 
 impl Containers {
     /// Takes over a container of an earlier daemon. `snapshot` is what its pod's monitor says, if one answers. What
@@ -59,6 +61,7 @@ impl Containers {
             _lease: self.parts.images.hold(&record.image_id),
             record,
         });
+        self.end_execs(&container, snapshot).await;
         let record = &container.record;
         let name = name_of(&record.sandbox_id, &record.metadata());
         self.names.lock().expect("no panic holds it").insert(name, record.id.clone());
@@ -80,6 +83,20 @@ impl Containers {
             }
             ContainerPhase::Exited => {}
         }
+    }
+
+    /// Ends the commands in the container that an earlier daemon waited for, in the background; later ones are safe.
+    async fn end_execs(&self, container: &Container, snapshot: Option<&Snapshot>) {
+        let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
+        let running: Vec<i32> = snapshot.iter().flat_map(|snapshot| &snapshot.execs).map(|exec| exec.process.pid).collect();
+        let at = path.clone();
+        let found = blocking(move || exec_cgroups(&Cgroup::open(&cgroups, &at)?)).await;
+        tokio::task::spawn_blocking(move || {
+            let ended = found.and_then(|found| end_execs(found, &running));
+            if let Err(error) = ended {
+                tracing::warn!(cgroup = path, %error, "commands of an earlier daemon remain");
+            }
+        });
     }
 
     /// What a request finds of its first try, over which an earlier daemon died: the container, if it was made before

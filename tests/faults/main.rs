@@ -3,8 +3,11 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+mod daemon_dead;
+mod images;
 mod killed;
 #[path = "../support/leak_check.rs"]
 mod leak_check;
+mod pod_dead;
 mod pods;
 mod registry;

@@ -79,9 +79,21 @@ pub fn pod(machine: &Machine, name: &str) -> cri::PodSandboxConfig {
         log_directory: logs(machine, name).display().to_string(),
         labels: labels.clone(),
         annotations: labels,
+        linux: Some(cri::LinuxPodSandboxConfig {
+            security_context: Some(cri::LinuxSandboxSecurityContext {
+                namespace_options: Some(namespaces(cri::NamespaceMode::Container)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         port_mappings: vec![cri::PortMapping { container_port: 80, host_port: host_port(name), ..Default::default() }],
         ..Default::default()
     }
+}
+
+/// Everything the pod's, but the pid namespace as given.
+pub fn namespaces(pid: cri::NamespaceMode) -> cri::NamespaceOption {
+    cri::NamespaceOption { pid: pid as i32, ..Default::default() }
 }
 
 /// A different port for each name.
@@ -103,6 +115,13 @@ pub fn container(machine: &Machine, name: &str, script: &str) -> cri::ContainerC
         command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         labels: (0..8).map(|n| (format!("label-{n}"), format!("{n}"))).collect(),
         log_path: format!("{name}.log"),
+        linux: Some(cri::LinuxContainerConfig {
+            security_context: Some(cri::LinuxContainerSecurityContext {
+                namespace_options: Some(namespaces(cri::NamespaceMode::Container)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

@@ -33,8 +33,8 @@ struct State {
     conduct: Conduct,
     /// Requests for layers that have been begun.
     asked: usize,
-    /// Connections that are open.
-    open: usize,
+    /// Answers that hang.
+    hanging: usize,
 }
 
 pub struct Registry {
@@ -47,16 +47,15 @@ impl Registry {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
         let address = listener.local_addr().expect("bound");
-        let state = State { content: HashMap::new(), layers: Vec::new(), conduct: Conduct::Honest, asked: 0, open: 0 };
+        let state = State { content: HashMap::new(), layers: Vec::new(), conduct: Conduct::Honest, asked: 0, hanging: 0 };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let shared = shared.clone();
                 std::thread::spawn(move || {
-                    shared.lock().unwrap().open += 1;
+                    // The other side may go away at any time.
                     let _ = serve(stream, &shared);
-                    shared.lock().unwrap().open -= 1;
                 });
             }
         });
@@ -108,9 +107,9 @@ impl Registry {
         self.state.lock().unwrap().asked
     }
 
-    /// Connections that are open now.
-    pub fn open(&self) -> usize {
-        self.state.lock().unwrap().open
+    /// Answers that hang and are still waited for.
+    pub fn hanging(&self) -> usize {
+        self.state.lock().unwrap().hanging
     }
 }
 
@@ -169,7 +168,10 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
                 writer.write_all(&body[..count.min(body.len())])?;
                 // Until the other side goes away.
                 writer.set_read_timeout(Some(Duration::from_secs(120)))?;
-                return reader.read_line(&mut String::new()).map(drop);
+                state.lock().unwrap().hanging += 1;
+                let ended = reader.read_line(&mut String::new());
+                state.lock().unwrap().hanging -= 1;
+                return ended.map(drop);
             }
             Conduct::Cut(count) => return writer.write_all(&body[..count.min(body.len())]),
             Conduct::Honest | Conduct::Lie | Conduct::Short => writer.write_all(&body)?,
