@@ -10,6 +10,7 @@ mod runtime_service;
 mod stats;
 mod status;
 mod stream;
+mod streaming;
 mod to_cri;
 
 pub use image_service::ImageApi;
