@@ -11,6 +11,7 @@ mod runtime_service;
 mod stats;
 mod status;
 mod stream;
+mod streaming;
 mod to_cri;
 
 pub use deadline::DeadlineLayer;

@@ -20,6 +20,7 @@ use crate::network::{Mode, NetworkConfig, NetworkError, Networks};
 use crate::sandbox::{self, SandboxError, Sandboxes};
 use crate::stats::Collector;
 use crate::store::{Store, StoreError};
+use crate::streaming::{Server, StreamingError};
 use crate::sys::cgroup::Hierarchy;
 
 /// Why the daemon does not come up, or goes down.
@@ -41,6 +42,8 @@ pub enum DaemonError {
     Store(#[from] StoreError),
     #[error("recover the pods")]
     Recover(#[source] SandboxError),
+    #[error("serve exec, attach and port-forward")]
+    Streaming(#[source] StreamingError),
     #[error("serve the CRI")]
     Serve(#[source] tonic::transport::Error),
 }
@@ -106,12 +109,14 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         runtime_handlers: vec![String::new()],
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
+    let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
     images.settle().await.map_err(DaemonError::Images)?;
     Ok(Rooms {
         sandboxes,
         containers,
         images,
         events,
+        streaming,
         stats: Collector::new(&config.root.join("images")),
         cgroups,
         settings: settings(config).into(),

@@ -1,6 +1,6 @@
 //! Lists, their filters, and the streams of the same.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeMap};
 
 use crisp::cri::{self, ContainerState, PodSandboxState};
 use tonic::Streaming;
@@ -19,7 +19,7 @@ fn all<T>(mut stream: Streaming<T>) -> Vec<T> {
     })
 }
 
-fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
 }
 
