@@ -1,6 +1,6 @@
 //! Lists, their filters, and the streams of the same.
 
-use std::collections::{BTreeMap, BTreeMap};
+use std::collections::BTreeMap;
 
 use crisp::cri::{self, ContainerState, PodSandboxState};
 use tonic::Streaming;
