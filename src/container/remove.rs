@@ -26,11 +26,10 @@ impl Containers {
         fault::point("container remove: stopped").await?;
         self.record_status(container, ContainerPhase::Removing).await;
         fault::point("container remove: recorded").await?;
-        if let Ok(monitor) = container.monitor() {
-            if let Err(error) = monitor.forget(&record.id).await {
+        if let Ok(monitor) = container.monitor()
+            && let Err(error) = monitor.forget(&record.id).await {
                 tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
             }
-        }
         fault::point("container remove: forgotten").await?;
         self.remove_cgroup(&record.cgroup).await?;
         fault::point("container remove: cgroup removed").await?;

@@ -65,11 +65,10 @@ impl Containers {
     pub(super) async fn kill_all(&self, container: &Container) -> Result<(), ContainerError> {
         let id = &container.record.id;
         // The monitor must know who killed it, or the end looks like one by the kernel's OOM killer.
-        if let Ok(monitor) = container.monitor() {
-            if let Err(error) = monitor.announce_kill(id).await {
+        if let Ok(monitor) = container.monitor()
+            && let Err(error) = monitor.announce_kill(id).await {
                 tracing::debug!(container_id = %id, %error, "kill not announced");
             }
-        }
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let told = path.clone();
         let left = blocking(move || Cgroup::open(&cgroups, &path)?.kill()).await;

@@ -50,11 +50,10 @@ pub fn unmount_shm(dir: &Path) -> io::Result<()> {
 
 /// The hosts file for a pod whose kubelet brings none.
 fn hosts(hostname: &str, own_network: bool) -> Vec<u8> {
-    if !own_network {
-        if let Ok(hosts) = std::fs::read("/etc/hosts") {
+    if !own_network
+        && let Ok(hosts) = std::fs::read("/etc/hosts") {
             return hosts;
         }
-    }
     let names = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
     format!("{names}127.0.1.1\t{hostname}\n").into_bytes()
 }

@@ -80,7 +80,7 @@ fn the_images_user() {
     let c = pod.idle("alice", of("talkative"));
     assert_eq!(ids(&c), (1000, 1000, vec![50, 63, 1000]));
     let c = pod.idle("numbers", of("forms"));
-    assert_eq!(ids(&c).0..=ids(&c).1, 1000..=50);
+    assert_eq!((ids(&c).0, ids(&c).1), (1000, 50));
     // The request is over the image, a group needs a user, and the image may be the one that says it.
     let c = pod.idle("group-over-image", |config| {
         of("talkative")(config);
