@@ -78,7 +78,9 @@ fn a_pods_figures_are_the_sum_and_the_network() {
     let before = of_pod(&pod);
     let linux = before.linux.clone().unwrap();
     assert_eq!(linux.containers.len(), 2);
-    assert_eq!(linux.process.unwrap().process_count.unwrap().value, 3, "two containers and pause");
+    // Those that made the containers may be on their way out still.
+    let processes = || of_pod(&pod).linux.unwrap().process.unwrap().process_count.unwrap().value;
+    eventually("two containers and pause", || (processes() == 3).then_some(()));
     let interface = |stats: &PodSandboxStats| {
         let network = stats.linux.as_ref().unwrap().network.clone().unwrap().default_interface.unwrap();
         assert_eq!(network.name, "eth0");
