@@ -214,6 +214,9 @@ impl Containers {
 
     fn image_of(&self, config: &cri::ContainerConfig) -> Result<(Arc<Image>, Lease), ContainerError> {
         let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+        if reference.is_empty() {
+            return Err(ContainerError::Invalid { what: "container config: image is missing".to_owned() });
+        }
         let image = self.parts.images.find(&reference).ok_or(ContainerError::ImageNotFound { reference })?;
         let lease = self.parts.images.hold(&image.id);
         let lease = lease.ok_or_else(|| ContainerError::ImageGone { image_id: image.id.clone() })?;

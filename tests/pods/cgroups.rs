@@ -13,7 +13,7 @@ fn hierarchies() -> Vec<PathBuf> {
     let roots = fs::read_to_string("/proc/mounts").unwrap();
     let roots = roots.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     roots
-        .filter(|fields| fields[2] == "cgroup2" || (fields[2] == "cgroup" && !fields[3].contains("name=")))
+        .filter(|fields| fields[2] == "cgroup2" || fields[2] == "cgroup")
         .map(|fields| PathBuf::from(fields[1]))
         .collect()
 }

@@ -58,7 +58,7 @@ fn containers_that_cannot_be() {
         ("cpu", Code::InvalidArgument, |c| resources(c).cpu_period = -1),
         ("memory", Code::InvalidArgument, |c| resources(c).memory_limit_in_bytes = -2),
         ("cpuset", Code::InvalidArgument, |c| resources(c).cpuset_cpus = "0-".into()),
-        ("stop signal", Code::InvalidArgument, |c| c.stop_signal = 400),
+        ("no signal is called", Code::InvalidArgument, |c| c.stop_signal = 400),
         ("a/../..", Code::InvalidArgument, |c| {
             resources(c).unified.insert("a/../../memory.max".into(), "1".into());
         }),

@@ -147,7 +147,7 @@ fn content() -> Content {
     add(&mut content, "silent", &["1"], json!({}), &[&base]);
     add(&mut content, "empty", &["1"], json!({"Cmd": ["/bin/sh"]}), &[]);
     for (n, name) in ["moves", "tags", "in-use", "forms", "foreign", "filtered"].into_iter().enumerate() {
-        let own = ballast(1 << 20, n as u64 + 77);
+        let own = ballast(1 << 20, n as u64 * 2 + 77);
         let user = if name == "forms" { json!({"Cmd": ["sh"], "User": "1000:50"}) } else { json!({"Cmd": ["sh"]}) };
         add(&mut content, name, &["1", "2"], user, &[&base, &own]);
     }
