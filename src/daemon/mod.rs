@@ -68,8 +68,6 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 /// Makes the rooms and takes over what an earlier daemon left.
 async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let host = |what| move |source| DaemonError::Host { what, source };
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .map_err(|e| host("become the subreaper of lost monitors' processes")(e.into()))?;
     let store = Store::open(&config.root, &config.run)?;
     let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
     let mut image_config = ImageConfig::new(config.root.join("images"));
