@@ -38,7 +38,7 @@ class Bench:
     def __init__(self, args, undo):
         self.quick = args.quick
         self.lives, self.execs, self.lists = (6, 9, 15) if args.quick else (30, 60, 90)
-        self.standing, self.crowd, self.pulls, self.idle_seconds = (10, 16, 1, 3) if args.quick else (30, 60, 3, 10)
+        self.standing, self.crowd, self.pulls, self.idle_seconds = (30, 16, 1, 3) if args.quick else (30, 60, 3, 10)
         process.become_subreaper()
         undo.push("processes left below us", process.end_all, lambda: process.descendants(os.getpid()))
         directory = paths.scratch("bench")

@@ -32,6 +32,7 @@ def arguments():
     parser.add_argument("--repeat", type=int, default=1, metavar="N")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="N at a time, those marked serial alone")
     parser.add_argument("--seed", type=int, help="of the specs' order, to repeat a run")
+    parser.add_argument("--websocket", action="store_true", help="exec, attach and port-forward by WebSocket instead of SPDY")
     parser.add_argument("--timeout", default="25m", help="of one run (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the specs that would run, and the skips")
     return parser.parse_args()
@@ -64,6 +65,8 @@ class Suite:
                  "-test.timeout=0"]
         if args.seed is not None:
             words.append(f"-ginkgo.seed={args.seed}")
+        if args.websocket:
+            words += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
         if args.parallel > 1:
             words.append(f"-parallel={args.parallel}")
         environment = dict(os.environ)

@@ -17,19 +17,20 @@ FEATURE_SETS = (
     ["--all-features", "--all-targets"],
     ["--lib", "--bin", "crispd"],
     ["--no-default-features", "--features", "monitor", "--lib", "--bin", "crisp-monitor"],
-    ["--no-default-features", "--features", "pause", "--bin", "crisp-pause"],
+    # Without the standard library there is no unwinding: only its own profile fits.
+    ["--no-default-features", "--features", "pause", "--bin", "crisp-pause", "--profile", "tiny"],
 )
 
 
-def _of_their_own():
-    """Integration tests that start daemons and break things: by the start of their names, run by a stage of their own."""
-    return sorted(path.stem for path in (paths.ROOT / "tests").iterdir() if path.stem.startswith(("root_", "fault_"))
+def _fault_tests():
+    """The tests that break what runs: a stage of their own."""
+    return sorted(path.stem for path in (paths.ROOT / "tests").iterdir() if path.stem.startswith("fault")
                   and (path.suffix == ".rs" or (path / "main.rs").exists()))
 
 
-def _others():
+def _other_tests():
     return sorted(path.stem for path in (paths.ROOT / "tests").iterdir()
-                  if path.stem not in _of_their_own() and (path.suffix == ".rs" or (path / "main.rs").exists()))
+                  if path.stem not in _fault_tests() and (path.suffix == ".rs" or (path / "main.rs").exists()))
 
 
 def _cargo_test(names, *words):
@@ -37,7 +38,7 @@ def _cargo_test(names, *words):
     chosen = [word for name in names for word in ("--test", name)]
     test = ["cargo", "test", "--all-features", "--no-fail-fast", *chosen]
     yield [*test, *words, "--no-run"]
-    yield ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *test, *words, "--"]
+    yield ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *test, *words]
 
 
 def _tools():
@@ -62,16 +63,15 @@ def _unit():
     yield from _cargo_test([], "--lib")
 
 
-def _api():
-    if _others():
-        yield from _cargo_test(_others())
+def _integration():
+    if _other_tests():
+        yield from _cargo_test(_other_tests())
 
 
 def _faults():
-    if not _of_their_own():
+    if not _fault_tests():
         return
-    for words in _cargo_test(_of_their_own()):
-        yield words if words[-1] != "--" else [*words, "--test-threads=1"]
+    yield from _cargo_test(_fault_tests())
 
 
 def _critest():
@@ -87,7 +87,7 @@ def _demo_cni():
 
 
 STAGES = {
-    "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "api": _api, "faults": _faults,
+    "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "integration": _integration, "faults": _faults,
     "tools": _tools, "critest": _critest, "demo": _demo, "demo-cni": _demo_cni,
 }
 
@@ -135,7 +135,7 @@ def run_stage(name):
     text = log.read_text(errors="replace")
     if not failed and _ignored(text):
         failed = "tests were ignored; here everything runs"
-    print(f"  {'FAILED' if failed else 'ok    '} {name:<9} {_counts(text):<60} {time.monotonic() - began:6.1f} s", flush=True)
+    print(f"  {'FAILED' if failed else 'ok    '} {name:<11} {_counts(text):<60} {time.monotonic() - began:6.1f} s", flush=True)
     if failed:
         print(f"         {failed}; the end of {log}:")
         for line in _telling(text)[-40:]:
@@ -144,9 +144,9 @@ def run_stage(name):
 
 
 def _telling(text):
-    """The lines about what failed where there are such, else the last ones."""
-    lines = text.splitlines()
-    told = [line for line in lines if re.search(r"FAILED|panicked|^error|NOT RUN|^\s+\S+\.go:\d+", line)]
+    """The lines about what failed where there are such, else all; each once."""
+    lines = list(dict.fromkeys(text.splitlines()))
+    told = [line for line in lines if re.search(r"FAILED|panicked|^error|^\s+--> |NOT RUN|^\s+\S+\.go:\d+", line)]
     return told or lines
 
 

@@ -10,6 +10,7 @@ use crate::monitor::client::MonitorError;
 use crate::monitor::protocol::FailureKind;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
+use crate::streaming::StreamingError;
 
 /// The code of an error, and the error as the edge tells it: once, with all its causes.
 pub fn status(error: &(impl ToCode + std::error::Error)) -> Status {
@@ -31,6 +32,7 @@ impl ToCode for SandboxError {
             Self::Lost | Self::Network { .. } | Self::Path { .. } | Self::Cgroup { .. } | Self::Store(_) | Self::Fault(_) => {
                 Code::Internal
             }
+            Self::Connect { .. } => Code::Unavailable,
             Self::Monitor { source, .. } => source.code(),
             Self::Containers { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
@@ -104,6 +106,15 @@ impl ToCode for StatsError {
         match self {
             Self::Read { .. } => Code::Internal,
             Self::ShuttingDown { .. } => Code::Unavailable,
+        }
+    }
+}
+
+impl ToCode for StreamingError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Listen { .. } => Code::Internal,
+            Self::TooManyTokens { .. } => Code::ResourceExhausted,
         }
     }
 }

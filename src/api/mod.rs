@@ -1,6 +1,7 @@
 //! The gRPC edge: requests in, answers out. What the CRI calls an RPC is a line or three here; the work is in the
 //! rooms below, and `tonic::Status` stays here.
 
+mod deadline;
 mod error;
 mod events;
 mod image_service;
@@ -10,8 +11,10 @@ mod runtime_service;
 mod stats;
 mod status;
 mod stream;
+mod streaming;
 mod to_cri;
 
+pub use deadline::DeadlineLayer;
 pub use image_service::ImageApi;
 pub use runtime_service::{RuntimeApi, Rooms};
 

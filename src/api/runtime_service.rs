@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::error::status as failed;
 use super::respond::{Loudness::*, respond};
-use super::{events, list, stats, status, stream};
+use super::{events, list, stats, status, stream, streaming, to_cri};
 use crate::container::Containers;
 use crate::cri::runtime_service_server::RuntimeService;
 use crate::cri::*;
@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use crate::stats::Collector;
+use crate::streaming::Server;
 use crate::sys::cgroup::Hierarchy;
 
 /// The rooms that the services answer from.
@@ -27,6 +28,7 @@ pub struct Rooms {
     pub images: Arc<Images>,
     pub events: Events,
     pub stats: Arc<Collector>,
+    pub streaming: Arc<Server>,
     pub cgroups: Arc<Hierarchy>,
     /// The settings in force, as JSON, for a verbose Status.
     pub settings: Arc<str>,
@@ -249,21 +251,30 @@ impl RuntimeService for RuntimeApi {
         let ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
         let work = async {
             let done = self.rooms.containers.exec_sync(&id, &cmd, seconds(timeout)).await.map_err(|e| failed(&e))?;
-            Ok(ExecSyncResponse { stdout: done.stdout, stderr: done.stderr, exit_code: done.exit_code })
+            Ok(to_cri::exec_output(done))
         };
         respond("ExecSync", &id, Look, work).await
     }
 
-    async fn exec(&self, _: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
-        missing("Exec: the streaming server is missing; ExecSync runs commands without a terminal")
+    async fn exec(&self, request: Request<ExecRequest>) -> Result<Response<ExecResponse>, Status> {
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        respond("Exec", &id, Look, async { streaming::exec(&self.rooms, request) }).await
     }
 
-    async fn attach(&self, _: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
-        missing("Attach: the streaming server is missing")
+    async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
+        let request = request.into_inner();
+        let id = request.container_id.clone();
+        respond("Attach", &id, Look, async { streaming::attach(&self.rooms, request) }).await
     }
 
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Result<Response<PortForwardResponse>, Status> {
-        missing("PortForward: the streaming server is missing")
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Result<Response<PortForwardResponse>, Status> {
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id.clone();
+        respond("PortForward", &id, Look, async { streaming::port_forward(&self.rooms, request) }).await
     }
 
     async fn container_stats(

@@ -1,11 +1,14 @@
 //! What the rooms know, in the CRI's words.
 
 use crate::container::spec::stop_signal;
-use crate::container::{Container, State};
+use crate::container::{Container, ExecOutput, State};
 use crate::cri;
 use crate::image::{Image, ImageUser};
 use crate::sandbox::{Sandbox, namespace_options};
 use crate::store::Exit;
+
+/// More than an ExecSyncResponse has beside its two streams.
+const EXEC_FRAME_BYTES: usize = 64;
 
 /// `PodSandbox.state`.
 pub fn sandbox_state(sandbox: &Sandbox) -> cri::PodSandboxState {
@@ -111,6 +114,17 @@ fn reason(exit: &Exit) -> String {
         Exit { code: 0, .. } => "Completed".to_owned(),
         Exit { .. } => "Error".to_owned(),
     }
+}
+
+/// What a command did, cut to what a message may weigh: CRI wants output without end to be no error. Of two long
+/// streams each keeps half, a short one all.
+pub fn exec_output(output: ExecOutput) -> cri::ExecSyncResponse {
+    let ExecOutput { mut stdout, mut stderr, exit_code } = output;
+    let room = super::MESSAGE_LIMIT_BYTES - EXEC_FRAME_BYTES;
+    let of_stdout = room.saturating_sub(stderr.len()).max(room / 2);
+    stdout.truncate(of_stdout);
+    stderr.truncate(room - stdout.len());
+    cri::ExecSyncResponse { stdout, stderr, exit_code }
 }
 
 /// An image.

@@ -45,7 +45,7 @@ pub struct Raw {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawImage {
-    pub registry_config_dir: Option<PathBuf>,
+    pub registry_config_dirs: Option<Vec<PathBuf>>,
     pub pinned: Vec<String>,
 }
 
@@ -80,8 +80,9 @@ socket = "/run/crisp/crisp.sock"
 cgroup_parent = "/crisp"
 
 [image]
-# Mirrors, credentials of transport and certificates, in the hosts.toml form: <dir>/<host>/hosts.toml.
-registry_config_dir = "/etc/containerd/certs.d"
+# Mirrors and certificates of registries, in the hosts.toml form: <dir>/<host>/hosts.toml. For each registry the first
+# of these that has a directory for it counts.
+registry_config_dirs = ["/etc/crisp/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]
 # Images that a kubelet must not collect; * matches any text.
 pinned = []
 
@@ -123,7 +124,7 @@ pub struct Config {
     pub cgroup_parent: String,
     /// Tells instances on one machine apart: empty for the default directories.
     pub instance: String,
-    pub registry_config_dir: PathBuf,
+    pub registry_config_dirs: Vec<PathBuf>,
     pub pinned: Vec<String>,
     pub network: NetworkBackend,
     pub cni_conf_dir: PathBuf,
@@ -169,10 +170,11 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             "" => "/crisp".to_owned(),
             instance => format!("/crisp-{instance}"),
         }),
-        registry_config_dir: flags
-            .registry_config_dir
-            .or(raw.image.registry_config_dir)
-            .unwrap_or_else(|| "/etc/containerd/certs.d".into()),
+        registry_config_dirs: match (flags.registry_config_dir, raw.image.registry_config_dirs) {
+            (Some(dir), _) => vec![dir],
+            (None, Some(dirs)) => dirs,
+            (None, None) => ["crisp", "containerd", "docker"].map(|who| format!("/etc/{who}/certs.d").into()).into(),
+        },
         pinned: raw.image.pinned,
         network: flags.network.or(raw.network.backend).unwrap_or(NetworkBackend::Auto),
         cni_conf_dir: flags.cni_conf_dir.or(raw.network.cni_conf_dir).unwrap_or_else(|| "/etc/cni/net.d".into()),
@@ -198,12 +200,14 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         ("root", &config.root),
         ("run", &config.run),
         ("socket", &config.socket),
-        ("image.registry_config_dir", &config.registry_config_dir),
         ("network.cni_conf_dir", &config.cni_conf_dir),
     ] {
         if !path.is_absolute() {
             mistakes.push(format!("{key} must be an absolute path, not {}", path.display()));
         }
+    }
+    for path in config.registry_config_dirs.iter().chain(&config.cni_bin_dirs).filter(|path| !path.is_absolute()) {
+        mistakes.push(format!("{} in a list of directories must be an absolute path", path.display()));
     }
     if !config.cgroup_parent.starts_with('/') || config.cgroup_parent.split('/').any(|part| part == "..") {
         mistakes.push(format!("cgroup_parent must be an absolute path without .., not {}", config.cgroup_parent));

@@ -19,7 +19,7 @@ use crate::events::Kind;
 use crate::fault;
 use crate::image::{Image, Lease};
 use crate::model::{ContainerId, chain};
-use crate::monitor::client::{ContainerFds, ContainerSpec, NamespaceKind};
+use crate::monitor::client::{ContainerFds, ContainerSpec, LateMount, NamespaceKind};
 use crate::operation::OperationError;
 use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
 use crate::sys::cgroup::{Cgroup, JoinFds};
@@ -174,6 +174,7 @@ impl Containers {
             tty: record.config.tty,
             stdin: record.config.stdin,
             log_line_limit: self.parts.log_line_max_bytes,
+            late_mounts: late_mounts(&built.binds),
         };
         let target = self.target_namespace(&pod, &record.config)?;
         let fds = ContainerFds {
@@ -326,6 +327,17 @@ fn mount_rootfs(dir: &Path, image: &Image, layers: &[PathBuf]) -> Result<OwnedFd
     };
     like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
     mount::overlay(layers, &upper, &work).map_err(ContainerError::path("mount the root file system of", dir))
+}
+
+/// The binds that the description for libcontainer leaves out.
+fn late_mounts(binds: &[spec::Bind]) -> Vec<LateMount> {
+    use std::os::unix::ffi::OsStrExt;
+    let late = binds.iter().enumerate().filter(|(_, bind)| bind.late);
+    late.map(|(index, bind)| LateMount {
+        index: index as u32,
+        destination: bind.destination.as_os_str().as_bytes().to_vec(),
+    })
+    .collect()
 }
 
 /// `ContainerStatus.user`.

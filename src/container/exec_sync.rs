@@ -40,13 +40,13 @@ pub struct ExecOutput {
 
 /// Kills the command's whole tree unless it is told that the command has ended: the caller's deadline, a cancelled
 /// request and an error on the way all end it.
-struct Leash {
+pub(super) struct Leash {
     cgroup: Option<Child>,
 }
 
 impl Leash {
     /// The command ended by itself. What it left running in the background may go on, as after any exec.
-    fn ended(mut self) {
+    pub(super) fn ended(mut self) {
         if let Some(cgroup) = self.cgroup.take() {
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = cgroup.remove() {
@@ -111,6 +111,21 @@ impl Containers {
         container: &Container,
         command: &[String],
     ) -> Result<(RunningExec, Leash, Receiver, Receiver), ContainerError> {
+        let (stdout, stdout_write) = pipe().map_err(ContainerError::path("make a pipe for", "stdout"))?;
+        let (stderr, stderr_write) = pipe().map_err(ContainerError::path("make a pipe for", "stderr"))?;
+        let fds = ExecFds { stdout: Some(stdout_write), stderr: Some(stderr_write), ..ExecFds::default() };
+        let (running, leash) = self.launch(container, command, false, fds).await?;
+        Ok((running, leash, stdout, stderr))
+    }
+
+    /// Starts `command` in a running container, in a cgroup of its own. `fds` have all but the cgroup.
+    pub(super) async fn launch(
+        &self,
+        container: &Container,
+        command: &[String],
+        tty: bool,
+        fds: ExecFds,
+    ) -> Result<(RunningExec, Leash), ContainerError> {
         // Later than those of an earlier daemon, whose commands may have left something running.
         static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(now_ns().unsigned_abs()));
         let id = &container.record.id;
@@ -118,11 +133,9 @@ impl Containers {
         if !matches!(state, State::Running { .. }) {
             return Err(ContainerError::WrongState { container_id: id.clone(), state: state.name(), needed: "running" });
         }
-        let policy = spec::exec_process(container.policy()?, command, false)?;
+        let policy = spec::exec_process(container.policy()?, command, tty)?;
         let policy = self.monitor_policy(&policy)?;
         let monitor = container.monitor()?;
-        let (stdout, stdout_write) = pipe().map_err(ContainerError::path("make a pipe for", "stdout"))?;
-        let (stderr, stderr_write) = pipe().map_err(ContainerError::path("make a pipe for", "stderr"))?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let entered = blocking(move || {
@@ -145,10 +158,10 @@ impl Containers {
             source,
         })?;
         let leash = Leash { cgroup };
-        let request = ExecSpec { container_id: id.to_string(), policy, tty: false };
-        let fds = ExecFds { stdin: None, stdout: Some(stdout_write), stderr: Some(stderr_write), cgroup_procs: join.tasks, cgroup_dir: join.directory };
+        let request = ExecSpec { container_id: id.to_string(), policy, tty };
+        let fds = ExecFds { cgroup_procs: join.tasks, cgroup_dir: join.directory, ..fds };
         let running = monitor.exec(request, fds).await.map_err(ContainerError::monitor("run a command", id))?;
-        Ok((running, leash, stdout, stderr))
+        Ok((running, leash))
     }
 }
 

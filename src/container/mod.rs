@@ -1,7 +1,9 @@
 //! A container's life, one verb a file. What a container is to be (its OCI spec) is in [`spec`].
 
+mod attach;
 mod create;
 mod error;
+mod exec;
 mod exec_sync;
 mod exited;
 mod list;
@@ -26,7 +28,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+pub use attach::{AttachPipes, Attachment};
 pub use error::ContainerError;
+pub use exec::{ExecPipes, ExecProcess, ExecStreams};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
 pub use state::State;
 

@@ -20,6 +20,7 @@ use crate::network::{Mode, NetworkConfig, NetworkError, Networks};
 use crate::sandbox::{self, SandboxError, Sandboxes};
 use crate::stats::Collector;
 use crate::store::{Store, StoreError};
+use crate::streaming::{Server, StreamingError};
 use crate::sys::cgroup::Hierarchy;
 
 /// Why the daemon does not come up, or goes down.
@@ -41,6 +42,8 @@ pub enum DaemonError {
     Store(#[from] StoreError),
     #[error("recover the pods")]
     Recover(#[source] SandboxError),
+    #[error("serve exec, attach and port-forward")]
+    Streaming(#[source] StreamingError),
     #[error("serve the CRI")]
     Serve(#[source] tonic::transport::Error),
 }
@@ -72,7 +75,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
     let mut image_config = ImageConfig::new(config.root.join("images"));
     image_config.pinned = config.pinned.clone();
-    image_config.registry.hosts_dirs = vec![config.registry_config_dir.clone()];
+    image_config.registry.hosts_dirs = config.registry_config_dirs.clone();
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
@@ -106,12 +109,14 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         runtime_handlers: vec![String::new()],
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
+    let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
     images.settle().await.map_err(DaemonError::Images)?;
     Ok(Rooms {
         sandboxes,
         containers,
         images,
         events,
+        streaming,
         stats: Collector::new(&config.root.join("images")),
         cgroups,
         settings: settings(config).into(),
@@ -162,7 +167,7 @@ fn settings(config: &Config) -> String {
         "run": config.run,
         "socket": config.socket,
         "cgroupParent": config.cgroup_parent,
-        "registryConfigDir": config.registry_config_dir,
+        "registryConfigDirs": config.registry_config_dirs,
         "network": format!("{:?}", config.network).to_lowercase(),
         "cniConfDir": config.cni_conf_dir,
         "cniBinDirs": config.cni_bin_dirs,

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::DaemonError;
-use crate::api::{ImageApi, MESSAGE_LIMIT_BYTES, Rooms, RuntimeApi};
+use crate::api::{DeadlineLayer, ImageApi, MESSAGE_LIMIT_BYTES, Rooms, RuntimeApi};
 use crate::cri::image_service_server::ImageServiceServer;
 use crate::cri::runtime_service_server::RuntimeServiceServer;
 
@@ -68,6 +68,7 @@ pub async fn serve(rooms: Rooms, listener: UnixListener) -> Result<(), DaemonErr
     let mut terminate = signal(SignalKind::terminate()).map_err(told)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(told)?;
     let server = Server::builder()
+        .layer(DeadlineLayer)
         .add_service(runtime)
         .add_service(image)
         .serve_with_incoming(UnixListenerStream::new(listener));

@@ -21,7 +21,7 @@ use crate::model::ContainerId;
 
 pub use super::protocol::{
     ContainerSnapshot, ContainerState, CreateContainer as ContainerSpec, CreateSandbox as SandboxSpec, ExecSnapshot,
-    IdMapping, Limit, Policy,
+    IdMapping, LateMount, Limit, Policy,
 };
 
 /// How long the monitor may take for what it does at once.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -10,7 +11,7 @@ use super::connection::ReplyTo;
 use super::container::{Container, Outcome, State};
 use super::log::Log;
 use super::oom;
-use super::protocol::{Answer, CreateContainer, Empty, FailureKind, Role};
+use super::protocol::{Answer, CreateContainer, Empty, FailureKind, LateMount, Role};
 use super::sandbox::Sandbox;
 use super::server::Monitor;
 use super::stdio::Output;
@@ -102,6 +103,7 @@ impl Monitor {
             spec: call.spec,
             rootfs,
             mounts: sent.all(Role::Mount),
+            late_mounts: call.late_mounts.into_iter().map(late).collect(),
             namespaces,
             stdio: pipes.theirs,
             policy: policy(call_policy),
@@ -153,6 +155,11 @@ impl Monitor {
         }
         Ok(namespaces)
     }
+}
+
+fn late(mount: LateMount) -> (usize, PathBuf) {
+    use std::os::unix::ffi::OsStringExt;
+    (mount.index as usize, std::ffi::OsString::from_vec(mount.destination).into())
 }
 
 fn make(outfit: Outfit, creation: Creation) -> ! {

@@ -233,6 +233,20 @@ pub struct CreateContainer {
     /// The longest line of the log before it is split, in bytes; 0 is 16 KiB.
     #[prost(uint32, tag = "6")]
     pub log_line_limit: u32,
+    /// Mounts that are not in the spec: attached in order when libcontainer has done its part.
+    #[prost(message, repeated, tag = "7")]
+    pub late_mounts: Vec<LateMount>,
+}
+
+/// A mount that must not be there yet when libcontainer makes its devices.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LateMount {
+    /// Which of the `Mount` descriptors.
+    #[prost(uint32, tag = "1")]
+    pub index: u32,
+    /// Absolute, in the container. Made if missing.
+    #[prost(bytes = "vec", tag = "2")]
+    pub destination: Vec<u8>,
 }
 
 /// Descriptors: `CgroupProcs`, `Stdin`, `Stdout`, `Stderr` (each /dev/null if absent; with `tty` none: the reply

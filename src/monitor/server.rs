@@ -1,7 +1,7 @@
 //! The monitor's loop: one thread, one epoll.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 
 use prost::Message;
@@ -160,13 +160,16 @@ pub struct Inheritance {
 }
 
 impl Inheritance {
-    /// Takes it over.
+    /// Takes it over, and closes whatever else is open: what the daemon itself inherited, from a shell perhaps, need not be
+    /// close-on-exec, and nobody should wait for the end of a pipe that a pod holds.
     pub fn take() -> io::Result<Self> {
-        Ok(Self {
+        let taken = Self {
             daemon: fd::duplicate_standard(0)?,
             run_dir: fd::duplicate_standard(1)?,
             pause_program: fd::duplicate_standard(2)?,
-        })
+        };
+        fd::close_all_but(&[&taken.daemon, &taken.run_dir, &taken.pause_program].map(AsRawFd::as_raw_fd))?;
+        Ok(taken)
     }
 }
 
@@ -306,12 +309,17 @@ impl Monitor {
             self.containers.shrink_to_fit();
             self.execs.shrink_to_fit();
             process::trim_memory();
+            process::release_code();
             self.rested = true;
         }
         for event in &events[..count] {
             if let Some(token) = Token::decode(event.data.u64()) {
                 self.handle(token);
             }
+        }
+        // Neither a daemon nor a pod: nobody will ever come.
+        if self.wire.connection.is_none() && matches!(self.sandbox, Sandbox::Empty) && self.containers.is_empty() {
+            self.done = true;
         }
         Ok(())
     }
@@ -376,10 +384,6 @@ impl Monitor {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => self.wire.connection = None,
             }
-        }
-        // Neither a daemon nor a pod: nobody will ever come.
-        if self.wire.connection.is_none() && matches!(self.sandbox, Sandbox::Empty) && self.containers.is_empty() {
-            self.done = true;
         }
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, fchown, fstat, open, stat};
 
+use super::late::{self, LateMount};
 use super::line::{self, Refusal};
 use super::{Policy, chain};
 use crate::sys::{capability, fd, process, seccomp};
@@ -45,12 +46,14 @@ fn failing(op: &'static str) -> impl Fn(io::Error) -> Failure {
     }
 }
 
-/// Waits for the word on `line`, then becomes the program.
-pub fn run(policy: &Policy, line: &OwnedFd) -> ! {
+/// Attaches what is left to mount, waits for the word on `line`, then becomes the program.
+pub fn run(policy: &Policy, line: &OwnedFd, late_mounts: Vec<LateMount>) -> ! {
+    // Whoever asks for the start is told of a failure: before, nobody listens.
+    let mounted = late::attach(late_mounts).map_err(failing("mount"));
     if !line::wait_for_start(line) {
         process::exit_now(128);
     }
-    let failure = match become_program(policy, line) {
+    let failure = match mounted.and_then(|()| become_program(policy, line)) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };

@@ -6,11 +6,13 @@
 //! - [`youki`]: the only file that names libcontainer.
 //! - `stage`: puts the detached mounts that the daemon sent where libcontainer can bind them from.
 //! - `execute`: from a process inside its container to the program, without giving anything away.
+//! - `late`: mounts on or below a /dev that is the user's own, when libcontainer is done with it.
 //! - [`line`]: what such a child and the monitor say to each other.
 //! - `diagnosis`: libcontainer's errors hide their causes; its log does not.
 
 mod diagnosis;
 mod execute;
+mod late;
 pub mod line;
 mod stage;
 pub mod youki;
@@ -92,6 +94,8 @@ pub struct Creation {
     pub spec: Vec<u8>,
     pub rootfs: OwnedFd,
     pub mounts: Vec<OwnedFd>,
+    /// Those of `mounts` that are attached last, in order, and where.
+    pub late_mounts: Vec<(usize, PathBuf)>,
     pub namespaces: Namespaces,
     pub stdio: Stdio,
     pub policy: Policy,

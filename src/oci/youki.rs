@@ -5,6 +5,7 @@
 //! working directory; what the policy says is done by `execute`, which libcontainer calls last. Cgroups are the
 //! daemon's and are joined before: for libcontainer there is a directory of the monitor's room that takes its writes.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -23,6 +24,7 @@ use oci_spec::runtime::{
     RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use super::late::LateMount;
 use super::{Creation, Joining, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, execute, stage};
 use crate::sys::{fd, process, scm};
 
@@ -34,11 +36,22 @@ pub const CGROUP_SINK: &str = "sink";
 struct Payload {
     policy: Rc<Policy>,
     line: Rc<OwnedFd>,
+    late: Rc<RefCell<Vec<LateMount>>>,
+}
+
+impl Payload {
+    fn new(policy: Policy, line: Rc<OwnedFd>, late: Vec<LateMount>) -> Self {
+        Self {
+            policy: Rc::new(policy),
+            line,
+            late: Rc::new(RefCell::new(late)),
+        }
+    }
 }
 
 impl Executor for Payload {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        execute::run(&self.policy, &self.line)
+        execute::run(&self.policy, &self.line, self.late.take())
     }
 
     /// Nothing: a program that is missing is told when the container is started, as CRI wants it.
@@ -58,6 +71,7 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
         spec,
         rootfs,
         mounts,
+        late_mounts,
         namespaces,
         stdio,
         policy,
@@ -69,7 +83,8 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     stage::build().map_err(io("build the stage"))?;
     let root = stage::attach(&rootfs, "root").map_err(io("attach the container's root"))?;
     drop(rootfs);
-    bind_from_stage(&mut spec, mounts)?;
+    bind_from_stage(&mut spec, &mounts)?;
+    let late = take_late(mounts, late_mounts)?;
     make_cwd(&spec, &root, &policy.cwd).map_err(io("make the working directory"))?;
 
     let mut linux = spec.linux().clone().unwrap_or_default();
@@ -79,7 +94,7 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     spec.set_linux(Some(linux))
         .set_hooks(None)
         .set_process(Some(bare_process(&policy)?));
-    run(ContainerType::InitContainer, spec, root, stdio, policy, line)
+    run(ContainerType::InitContainer, spec, root, stdio, Payload::new(policy, line, late))
 }
 
 /// Makes a process in a container that runs. In a forked child, in the monitor's room, in the container's cgroups.
@@ -126,7 +141,7 @@ pub fn join(joining: Joining, line: Rc<OwnedFd>) -> Result<Waiting, OciError> {
     let kind = ContainerType::TenantContainer {
         exec_notify_fd: fd::into_number(notify),
     };
-    run(kind, spec, PathBuf::from("/"), stdio, policy, line)
+    run(kind, spec, PathBuf::from("/"), stdio, Payload::new(policy, line, Vec::new()))
 }
 
 fn run(
@@ -134,8 +149,7 @@ fn run(
     spec: Spec,
     rootfs: PathBuf,
     stdio: Stdio,
-    policy: Policy,
-    line: Rc<OwnedFd>,
+    payload: Payload,
 ) -> Result<Waiting, OciError> {
     let io = |op| move |source| OciError::Io { op, source };
     let terminal = match stdio.terminal {
@@ -159,10 +173,7 @@ fn run(
             container_name: String::new(),
         },
         detached: true,
-        executor: Box::new(Payload {
-            policy: Rc::new(policy),
-            line,
-        }),
+        executor: Box::new(payload),
         no_pivot: false,
         stdin: stdio.stdin.map(fd::into_number),
         stdout: stdio.stdout.map(fd::into_number),
@@ -212,7 +223,7 @@ fn receive_terminal(socket: UnixStream) -> io::Result<OwnedFd> {
 }
 
 /// Attaches the sent mounts on the stage and lets the spec's `fd:<n>` name them.
-fn bind_from_stage(spec: &mut Spec, sent: Vec<OwnedFd>) -> Result<(), OciError> {
+fn bind_from_stage(spec: &mut Spec, sent: &[OwnedFd]) -> Result<(), OciError> {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
         let Some(source) = mount
@@ -241,6 +252,18 @@ fn bind_from_stage(spec: &mut Spec, sent: Vec<OwnedFd>) -> Result<(), OciError> 
     }
     spec.set_mounts(Some(mounts));
     Ok(())
+}
+
+/// Those of `sent` that are attached at the end.
+fn take_late(sent: Vec<OwnedFd>, late: Vec<(usize, PathBuf)>) -> Result<Vec<LateMount>, OciError> {
+    let mut sent: Vec<Option<OwnedFd>> = sent.into_iter().map(Some).collect();
+    let mut take = |(index, destination): (usize, PathBuf)| {
+        let mount = sent.get_mut(index).and_then(Option::take).ok_or_else(|| OciError::Unfit {
+            what: format!("late mount {index} was not sent"),
+        })?;
+        Ok(LateMount { mount, destination })
+    };
+    late.into_iter().map(&mut take).collect()
 }
 
 /// Makes the working directory in the root while that is still writable. Below a mount it is made later, from inside.

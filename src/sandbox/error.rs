@@ -35,6 +35,8 @@ pub enum SandboxError {
     Path { op: &'static str, path: PathBuf, source: io::Error },
     #[error("cgroup {path}: {op}")]
     Cgroup { op: &'static str, path: String, source: io::Error },
+    #[error("connect to port {port} of pod sandbox {sandbox_id}")]
+    Connect { port: u16, sandbox_id: SandboxId, source: io::Error },
     #[error("pod sandbox {sandbox_id}")]
     Containers { sandbox_id: SandboxId, source: ContainerError },
     #[error(transparent)]

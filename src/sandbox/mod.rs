@@ -10,6 +10,7 @@ mod files;
 mod limits;
 mod list;
 mod lost;
+mod port_forward;
 mod recover;
 mod remove;
 mod run;

@@ -1,12 +1,11 @@
 //! RemovePodSandbox: stops it if need be, removes its containers and then everything of it.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::{Sandbox, SandboxError, Sandboxes, blocking, name_of};
 use crate::events::Kind;
 use crate::fault;
-use crate::store::{PodPhase, PodRecord};
+use crate::store::PodPhase;
 use crate::sys::cgroup::Cgroup;
 
 impl Sandboxes {
@@ -50,17 +49,9 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// The cgroup below which a pod takes the empty ones above its own with it: none if somebody else made its parent.
-    pub(super) fn cgroup_that_stays(&self, record: &PodRecord) -> Option<String> {
-        let ours = Path::new(&self.parts.cgroup_parent);
-        let parent = Path::new(&record.cgroup_parent);
-        let top = if parent.starts_with(ours) { ours } else { parent };
-        record.cgroup_parent_made.then(|| top.parent().unwrap_or(Path::new("/")).display().to_string())
-    }
-
     /// Removes the pod's cgroup parent if crisp made it and nothing is left in it.
     async fn remove_cgroup_parent(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
-        let Some(until) = self.cgroup_that_stays(&sandbox.record) else {
+        let Some(until) = sandbox.record.cgroup_made_below.clone() else {
             return Ok(());
         };
         let (cgroups, path) = (self.parts.cgroups.clone(), sandbox.record.cgroup());

@@ -134,11 +134,11 @@ impl Sandboxes {
         });
         let own_ipc = namespace_options(&record.config).ipc() != cri::NamespaceMode::Node;
         let cgroups = self.parts.cgroups.clone();
-        let (cgroup_path, until) = (record.cgroup(), self.cgroup_that_stays(&record));
+        let (cgroup_path, made_below) = (record.cgroup(), record.cgroup_made_below.clone());
         undo.push("cgroup of the pod", {
             let (cgroups, path) = (cgroups.clone(), cgroup_path.clone());
             move || async move {
-                blocking(move || unmake_cgroup(&cgroups, &path, until.as_deref())).await.map_err(|error| error.to_string())
+                blocking(move || unmake_cgroup(&cgroups, &path, made_below)).await.map_err(|error| error.to_string())
             }
         });
         let mounted = blocking(move || {
@@ -210,6 +210,19 @@ impl Sandboxes {
             "" => format!("{}/{id}", self.parts.cgroup_parent),
             parent => parent.to_owned(),
         };
+        // crisp's own parent comes and goes with the pods in it, somebody else's is theirs.
+        let cgroup_made_below = match asked {
+            "" => Some("/".to_owned()),
+            parent => match self.list(|other| other.record.cgroup_parent == parent).first() {
+                // Pods that share a parent share whose it is: the last of them takes it along.
+                Some(other) => other.record.cgroup_made_below.clone(),
+                None => made_below(&self.parts.cgroups, parent).map_err(|source| SandboxError::Cgroup {
+                    op: "look for",
+                    path: parent.to_owned(),
+                    source,
+                })?,
+            },
+        };
         let netns = (!is_host_network(&config)).then(|| self.parts.netns_dir.join(id));
         let network = match &netns {
             None => None,
@@ -225,7 +238,7 @@ impl Sandboxes {
         };
         Ok(PodRecord {
             id: id.clone(),
-            cgroup_parent_made: Cgroup::open(&self.parts.cgroups, &cgroup_parent).is_ok_and(|parent| !parent.exists()),
+            cgroup_made_below,
             config,
             runtime_handler,
             created_at_ns: now_ns(),
@@ -290,12 +303,27 @@ struct PodNetwork {
 pub(super) fn unmake_cgroup(
     cgroups: &Arc<crate::sys::cgroup::Hierarchy>,
     path: &str,
-    until: Option<&str>,
+    made_below: Option<String>,
 ) -> std::io::Result<()> {
     let cgroup = Cgroup::open(cgroups, path)?;
     cgroup.kill()?;
     cgroup.remove()?;
-    until.map_or(Ok(()), |until| cgroup.remove_empty_parents(until))
+    made_below.map_or(Ok(()), |until| cgroup.remove_empty_parents(&until))
+}
+
+/// The nearest cgroup above `parent` that exists; none if `parent` itself does.
+fn made_below(cgroups: &Arc<crate::sys::cgroup::Hierarchy>, parent: &str) -> std::io::Result<Option<String>> {
+    let mut at = Cgroup::open(cgroups, parent)?;
+    if at.exists() {
+        return Ok(None);
+    }
+    while let Some(above) = at.parent() {
+        if above.exists() {
+            return Ok(Some(above.path().to_owned()));
+        }
+        at = above;
+    }
+    Ok(Some("/".to_owned()))
 }
 
 /// The pod's host name: its own, or the node's with the node's network and where the request names none.

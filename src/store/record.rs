@@ -79,8 +79,9 @@ pub struct PodRecord {
     pub network: Option<serde_json::Value>,
     /// The parent cgroup of the pod's cgroups, absolute in every hierarchy.
     pub cgroup_parent: String,
-    /// The parent did not exist before the pod: it goes with it.
-    pub cgroup_parent_made: bool,
+    /// The nearest cgroup above the parent that was there before the pod: what is between goes with the pod, once
+    /// nobody uses it. Absent if the parent itself was there: it stays.
+    pub cgroup_made_below: Option<String>,
 }
 
 impl PodRecord {

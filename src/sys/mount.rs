@@ -80,6 +80,12 @@ pub fn attach(mount: impl AsFd, dir: impl AsFd, path: &Path) -> io::Result<()> {
         .map_err(|e| failed("move_mount to", path, e))
 }
 
+/// Attaches the detached mount `mount` on what `place` is open on.
+pub fn attach_at(mount: impl AsFd, place: impl AsFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", place, "", flags).map_err(|e| failed("move_mount to", Path::new("a descriptor"), e))
+}
+
 /// How events of mounting travel between a mount and its peers (mount_namespaces(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Propagation {

@@ -329,3 +329,22 @@ fn limit_of(resource: u32) -> Option<(u64, u64)> {
     };
     (done == 0).then_some((now.rlim_cur, now.rlim_max))
 }
+
+/// Gives up the pages of the program's own code and constants. What is used again is mapped again; the rest, most of it
+/// touched once at the start or by chance of its neighbourhood, stays out.
+#[cfg(feature = "monitor")]
+pub fn release_code() {
+    unsafe extern "C" {
+        // The linker's names for where the program begins and where its code ends; what is written to comes after.
+        static __executable_start: u8;
+        static etext: u8;
+    }
+    const PAGE: usize = 4096;
+    let from = (&raw const __executable_start as usize).next_multiple_of(PAGE);
+    let to = (&raw const etext as usize) / PAGE * PAGE;
+    if to > from {
+        // SAFETY: the range holds only what was mapped from the program's file and is never written to, so that what is
+        // dropped comes back as it was. The kernel checks the range.
+        unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+    }
+}

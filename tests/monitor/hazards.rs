@@ -196,6 +196,26 @@ async fn without_its_monitor_a_pod_lives_and_what_was_not_started_never_starts()
     crate::pod::kill(pod.pause.pid);
 }
 
+/// Seen with a daemon that was started from a script: the monitors held the script's pipe open for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_daemon_inherited_does_not_live_on_in_the_pod() {
+    use std::os::fd::AsFd;
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    rustix::io::fcntl_setfd(writer.as_fd(), rustix::io::FdFlags::empty()).unwrap();
+    let pod = Pod::new().await;
+    let container = pod.run(shell("exec sleep 60")).await;
+    drop(writer);
+    let ended = tokio::task::spawn_blocking(move || std::io::Read::read(&mut reader, &mut [0]).unwrap());
+    assert_eq!(
+        tokio::time::timeout(std::time::Duration::from_secs(5), ended)
+            .await
+            .expect("nobody holds it")
+            .unwrap(),
+        0
+    );
+    pod.client.signal(&container, 9).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_rounds_leave_nothing_behind() {
     let mut pod = Pod::with(sandbox(), SandboxFds::default()).await;

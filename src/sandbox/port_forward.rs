@@ -1,0 +1,42 @@
+//! PortForward: connections to the ports of a pod's localhost.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use super::{SandboxError, Sandboxes};
+use crate::container::blocking;
+use crate::network::netns;
+
+/// How long a connection may take, for each of IPv4 and IPv6.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+impl Sandboxes {
+    /// Connects to `port` in the pod's network namespace, or in the node's for a pod that lives there: IPv4 first, then
+    /// IPv6. The socket does not block.
+    pub async fn connect(&self, id: &str, port: u16) -> Result<TcpStream, SandboxError> {
+        let sandbox = self.find(id)?;
+        let sandbox_id = sandbox.record.id.clone();
+        if !sandbox.is_ready() {
+            return Err(SandboxError::NotReady { sandbox_id });
+        }
+        let path = sandbox.record.netns.clone();
+        let connected = blocking(move || {
+            let connection = match path {
+                Some(path) => netns::connect(&path, port, DEADLINE),
+                None => connect_here(port),
+            }?;
+            connection.set_nonblocking(true)?;
+            connection.set_nodelay(true)?;
+            io::Result::Ok(connection)
+        });
+        connected.await.map_err(|source| SandboxError::Connect { port, sandbox_id, source })
+    }
+}
+
+fn connect_here(port: u16) -> io::Result<TcpStream> {
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    TcpStream::connect_timeout(&v4, DEADLINE)
+        .or_else(|error| TcpStream::connect_timeout(&v6, DEADLINE).map_err(|_| error))
+}

@@ -1,0 +1,400 @@
+//! One connection: a task that reads frames and feeds the streams, and one that writes what is queued.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::SpdyError;
+use super::frame::{self, Control, HEAD, Head};
+use super::headers::{Headers, Packer, Unpacker};
+use crate::streaming::channel::{CHUNK, Feed, IDLE, Link, Outgoing, Reader, Writer, inbound};
+
+/// The most streams that are open at a time.
+const MAX_STREAMS: usize = 2048;
+
+/// A connection with a client that opens streams.
+pub struct Session {
+    pub link: Link,
+    /// Streams as the client opens them, to be accepted or refused; the end of the connection ends it.
+    pub streams: mpsc::Receiver<Stream>,
+}
+
+/// A stream that the client asks for.
+pub struct Stream {
+    pub id: u32,
+    pub headers: Headers,
+    pub reader: Reader,
+    pub writer: Writer,
+}
+
+/// Serves SPDY on `io`.
+pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T) -> Session {
+    let (read, write) = tokio::io::split(io);
+    let (link, outgoing) = Link::new();
+    let open = Arc::new(Open::default());
+    let (offer, streams) = mpsc::channel(16);
+    let reading = Reading { link: link.clone(), open: open.clone(), offer, last: 0, unpacker: Unpacker::default() };
+    tokio::spawn(reading.run(read));
+    tokio::spawn(write_all(write, outgoing, open, link.clone()));
+    Session { link, streams }
+}
+
+/// The streams that are open.
+#[derive(Default)]
+struct Open(Mutex<HashMap<u32, Ends>>);
+
+struct Ends {
+    /// None: the client sends no more.
+    feed: Option<Feed>,
+    /// We send no more.
+    sent: bool,
+    gone: CancellationToken,
+}
+
+impl Open {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u32, Ends>> {
+        self.0.lock().expect("no panic holds it")
+    }
+
+    fn feed(&self, stream: u32) -> Option<Feed> {
+        self.lock().get(&stream)?.feed.clone()
+    }
+
+    /// The client sends no more on `stream`.
+    fn end(&self, stream: u32) {
+        let mut streams = self.lock();
+        let Some(ends) = streams.get_mut(&stream) else { return };
+        if let Some(feed) = ends.feed.take() {
+            feed.end();
+        }
+        if ends.sent {
+            streams.remove(&stream);
+        }
+    }
+
+    /// We send no more on `stream`. False if that is so already.
+    fn sent(&self, stream: u32) -> bool {
+        let mut streams = self.lock();
+        let Some(ends) = streams.get_mut(&stream) else { return false };
+        if std::mem::replace(&mut ends.sent, true) {
+            return false;
+        }
+        if ends.feed.is_none() {
+            streams.remove(&stream);
+        }
+        true
+    }
+
+    /// Neither side sends any more on `stream`. False if nobody did.
+    fn reset(&self, stream: u32) -> bool {
+        let removed = self.lock().remove(&stream);
+        if let Some(ends) = &removed {
+            ends.gone.cancel();
+        }
+        removed.is_some()
+    }
+
+    fn can_send(&self, stream: u32) -> bool {
+        self.lock().get(&stream).is_some_and(|ends| !ends.sent)
+    }
+}
+
+struct Reading {
+    link: Link,
+    open: Arc<Open>,
+    offer: mpsc::Sender<Stream>,
+    /// The client's latest stream.
+    last: u32,
+    unpacker: Unpacker,
+}
+
+impl Reading {
+    async fn run<T: AsyncRead>(mut self, read: ReadHalf<T>) {
+        let link = self.link.clone();
+        let ended = tokio::select! {
+            ended = self.read(BufReader::with_capacity(16 << 10, read)) => ended,
+            () = link.activity.idle(IDLE) => Ok(()),
+            () = link.gone.cancelled() => Ok(()),
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = %crate::model::chain(&error), "a SPDY connection ends");
+            if !matches!(error, SpdyError::Io { .. }) {
+                let _ = link.queue.try_send(Outgoing::Close { protocol_error: true });
+            }
+        }
+        // Whoever still reads a stream sees its reset, and whoever writes sees that the client is gone.
+        link.gone.cancel();
+        self.open.lock().clear();
+    }
+
+    async fn read<T: AsyncRead + Unpin>(&mut self, mut read: T) -> Result<(), SpdyError> {
+        let failed = |source| SpdyError::Io { op: "read from", source };
+        loop {
+            let mut head = [0; HEAD];
+            match read.read_exact(&mut head).await {
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+                done => done.map_err(failed)?,
+            };
+            self.link.activity.touch();
+            match Head::decode(head)? {
+                Head::Control { kind, fin, length } => {
+                    let mut payload = vec![0; length];
+                    read.read_exact(&mut payload).await.map_err(failed)?;
+                    let control = Control::decode(kind, fin, &payload, &mut self.unpacker)?;
+                    self.obey(control).await;
+                }
+                Head::Data { stream, fin, length } => {
+                    self.data(&mut read, stream, length).await.map_err(failed)?;
+                    if fin {
+                        self.open.end(stream);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes on a data frame's bytes as they come; those for a stream that is not open are dropped.
+    async fn data<T: AsyncRead + Unpin>(&mut self, read: &mut T, stream: u32, mut left: usize) -> std::io::Result<()> {
+        let mut feed = self.open.feed(stream);
+        while left > 0 {
+            let mut piece = BytesMut::with_capacity(left.min(CHUNK));
+            let mut limited = (&mut *read).take(left.min(CHUNK) as u64);
+            while limited.limit() > 0 {
+                if limited.read_buf(&mut piece).await? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            left -= piece.len();
+            self.link.activity.touch();
+            if let Some(open) = &feed
+                && !open.data(piece.freeze()).await
+            {
+                feed = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn obey(&mut self, control: Control) {
+        match control {
+            Control::Open { stream, headers, fin } => self.open_stream(stream, headers, fin).await,
+            Control::More { stream, fin: true } => self.open.end(stream),
+            Control::Reset { stream } => {
+                self.open.reset(stream);
+            }
+            // Ours would be even; we send none.
+            Control::Ping { id } if id % 2 == 1 => self.send(Outgoing::Pong { id }).await,
+            Control::Ping { .. } | Control::More { .. } | Control::GoAway | Control::Nothing => {}
+        }
+    }
+
+    async fn open_stream(&mut self, id: u32, headers: Headers, fin: bool) {
+        let in_order = id % 2 == 1 && id > self.last;
+        if !in_order || self.open.lock().len() >= MAX_STREAMS {
+            self.send(Outgoing::Reset { stream: id, refused: true }).await;
+            return;
+        }
+        self.last = id;
+        let (feed, reader) = inbound(&self.link.room);
+        let gone = self.link.gone.child_token();
+        self.open.lock().insert(id, Ends { feed: Some(feed), sent: false, gone: gone.clone() });
+        if fin {
+            self.open.end(id);
+        }
+        let writer = Writer::new(&self.link, id, gone);
+        if self.offer.send(Stream { id, headers, reader, writer }).await.is_err() {
+            self.open.reset(id);
+            self.send(Outgoing::Reset { stream: id, refused: true }).await;
+        }
+    }
+
+    async fn send(&self, outgoing: Outgoing) {
+        // After the last frame nobody reads the queue.
+        let _ = self.link.queue.send(outgoing).await;
+    }
+}
+
+/// Writes what is queued, until the last frame or the client's end.
+async fn write_all<T: AsyncWrite>(
+    mut write: WriteHalf<T>,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    open: Arc<Open>,
+    link: Link,
+) {
+    // The writer must not keep its own queue open.
+    let Link { gone, activity, .. } = link;
+    let mut packer = Packer::default();
+    let mut last = 0;
+    while let Some(outgoing) = outgoing.recv().await {
+        let (head, bytes) = match outgoing {
+            Outgoing::Data { stream, bytes } if open.can_send(stream) => {
+                (frame::data(stream, false, bytes.len()).to_vec(), bytes)
+            }
+            Outgoing::End { stream } if open.sent(stream) => (frame::data(stream, true, 0).to_vec(), Bytes::new()),
+            Outgoing::Data { .. } | Outgoing::End { .. } => continue,
+            Outgoing::Accept { stream } => match frame::accept(stream, &mut packer) {
+                Ok(frame) => {
+                    last = stream;
+                    (frame, Bytes::new())
+                }
+                Err(_) => break,
+            },
+            Outgoing::Reset { stream, refused } => {
+                if !open.reset(stream) && !refused {
+                    continue;
+                }
+                (frame::reset(stream, refused), Bytes::new())
+            }
+            Outgoing::Pong { id } => (frame::ping(id), Bytes::new()),
+            Outgoing::Close { protocol_error } => {
+                let _ = write.write_all(&frame::go_away(last, protocol_error)).await;
+                let _ = write.shutdown().await;
+                return;
+            }
+        };
+        let mut frame = Bytes::from(head).chain(bytes);
+        let written = tokio::select! {
+            written = write.write_all_buf(&mut frame) => written,
+            () = gone.cancelled() => break,
+        };
+        if written.is_err() {
+            break;
+        }
+        activity.touch();
+    }
+    gone.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::DuplexStream;
+
+    use super::*;
+    use crate::streaming::channel::Received;
+
+    struct Client {
+        io: DuplexStream,
+        packer: Packer,
+    }
+
+    impl Client {
+        async fn send(&mut self, bytes: &[u8]) {
+            self.io.write_all(bytes).await.unwrap();
+        }
+
+        async fn open(&mut self, stream: u32) {
+            let frame = frame::open(stream, &Headers::from([("streamtype", "data")]), false, &mut self.packer);
+            self.send(&frame).await;
+        }
+
+        async fn data(&mut self, stream: u32, fin: bool, bytes: &[u8]) {
+            self.send(&frame::data(stream, fin, bytes.len())).await;
+            self.send(bytes).await;
+        }
+
+        async fn frame(&mut self) -> (Head, Vec<u8>) {
+            let mut head = [0; HEAD];
+            self.io.read_exact(&mut head).await.unwrap();
+            let head = Head::decode(head).unwrap();
+            let (Head::Data { length, .. } | Head::Control { length, .. }) = head;
+            let mut payload = vec![0; length];
+            self.io.read_exact(&mut payload).await.unwrap();
+            (head, payload)
+        }
+    }
+
+    fn pair() -> (Client, Session) {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        (Client { io: theirs, packer: Packer::default() }, start(ours))
+    }
+
+    #[tokio::test]
+    async fn a_stream_carries_bytes_both_ways_and_each_way_ends_alone() {
+        let (mut client, mut session) = pair();
+        client.open(1).await;
+        let mut stream = session.streams.recv().await.unwrap();
+        assert_eq!(stream.headers.get("streamtype"), Some("data"));
+        stream.writer.accept().await;
+        assert!(matches!(client.frame().await.0, Head::Control { kind: 2, .. }));
+        client.data(1, false, b"there").await;
+        client.data(1, true, b"").await;
+        assert_eq!(stream.reader.next().await, Received::Data(Bytes::from_static(b"there")));
+        assert_eq!(stream.reader.next().await, Received::End);
+        stream.writer.data(Bytes::from_static(b"back")).await.unwrap();
+        stream.writer.end().await;
+        stream.writer.end().await;
+        assert_eq!(client.frame().await, (Head::Data { stream: 1, fin: false, length: 4 }, b"back".to_vec()));
+        assert_eq!(client.frame().await, (Head::Data { stream: 1, fin: true, length: 0 }, Vec::new()));
+        client.send(&frame::ping(5)).await;
+        assert_eq!(client.frame().await.1, 5u32.to_be_bytes());
+    }
+
+    #[tokio::test]
+    async fn a_reset_ends_one_stream_alone() {
+        let (mut client, mut session) = pair();
+        client.open(1).await;
+        client.open(3).await;
+        let mut first = session.streams.recv().await.unwrap();
+        let mut second = session.streams.recv().await.unwrap();
+        client.send(&frame::reset(1, false)).await;
+        assert_eq!(first.reader.next().await, Received::Reset);
+        first.writer.gone().await;
+        assert!(first.writer.data(Bytes::from_static(b"x")).await.is_err());
+        client.data(3, false, b"y").await;
+        assert_eq!(second.reader.next().await, Received::Data(Bytes::from_static(b"y")));
+        drop(client);
+        assert_eq!(second.reader.next().await, Received::Reset);
+        session.link.gone.cancelled().await;
+    }
+
+    #[tokio::test]
+    async fn data_for_nobody_is_dropped_and_streams_out_of_order_are_refused() {
+        let (mut client, mut session) = pair();
+        client.data(7, true, &[0; 100_000]).await;
+        client.open(4).await;
+        assert!(matches!(client.frame().await.0, Head::Control { kind: 3, .. }));
+        client.open(9).await;
+        let kept = session.streams.recv().await.unwrap();
+        assert_eq!(kept.id, 9);
+        client.open(9).await;
+        assert!(matches!(client.frame().await.0, Head::Control { kind: 3, .. }));
+    }
+
+    #[tokio::test]
+    async fn nonsense_ends_the_connection_and_says_why() {
+        let (mut client, session) = pair();
+        client.send(&[0x80, 3, 0, 1, 0, 0, 0, 12]).await;
+        client.send(&[1; 12]).await;
+        session.link.gone.cancelled().await;
+    }
+
+    #[tokio::test]
+    async fn all_that_was_queued_goes_out_before_the_end() {
+        let (mut client, mut session) = pair();
+        client.open(1).await;
+        let stream = session.streams.recv().await.unwrap();
+        let writing = tokio::spawn(async move {
+            for number in 0..200u8 {
+                stream.writer.data(Bytes::from(vec![number; CHUNK])).await.unwrap();
+            }
+            stream.writer.end().await;
+            drop(stream.writer);
+            session.link.close().await;
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        for number in 0..200u8 {
+            assert_eq!(client.frame().await.1, vec![number; CHUNK]);
+        }
+        assert!(matches!(client.frame().await.0, Head::Data { fin: true, .. }));
+        assert!(matches!(client.frame().await.0, Head::Control { kind: 7, .. }));
+        assert_eq!(client.io.read(&mut [0]).await.unwrap(), 0);
+        drop(client);
+        writing.await.unwrap();
+    }
+}

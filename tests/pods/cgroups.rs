@@ -1,0 +1,102 @@
+//! Where the cgroups of pods and containers are, in every hierarchy, and that they go.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::fixture::{Container, Pod, sandbox_linux, world};
+
+/// The roots of all hierarchies that the daemon uses.
+fn hierarchies() -> Vec<PathBuf> {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        return vec!["/sys/fs/cgroup".into()];
+    }
+    let roots = fs::read_to_string("/proc/mounts").unwrap();
+    let roots = roots.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    roots
+        .filter(|fields| fields[2] == "cgroup2" || (fields[2] == "cgroup" && !fields[3].contains("name=")))
+        .map(|fields| PathBuf::from(fields[1]))
+        .collect()
+}
+
+/// Where a process is, by the name of the hierarchy's directory.
+fn members(pid: i64, hierarchy: &Path, path: &str) -> bool {
+    let procs = hierarchy.join(path.trim_start_matches('/')).join("cgroup.procs");
+    fs::read_to_string(&procs).unwrap_or_default().lines().any(|line| line == pid.to_string())
+}
+
+fn check(pod: &Pod, container: &Container, parent: &str) {
+    let (pause, pid) = (pod.pid(), container.pid());
+    for hierarchy in hierarchies() {
+        let at = hierarchy.display();
+        assert!(members(pause, &hierarchy, &format!("{parent}/{}", pod.id)), "pause is not in {at}{parent}");
+        assert!(members(pid, &hierarchy, &format!("{parent}/{}", container.id)), "the container is not in {at}{parent}");
+    }
+}
+
+fn left(part: &str) -> Vec<PathBuf> {
+    fn walk(dir: &Path, part: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().contains(part) {
+                    found.push(entry.path());
+                }
+                walk(&entry.path(), part, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    hierarchies().iter().for_each(|root| walk(root, part, &mut found));
+    found
+}
+
+#[test]
+fn below_the_parent_that_is_given() {
+    // As a kubelet does: the pod's cgroup is there before the pod, and stays.
+    let parent = format!("/crisp-test-{}/burstable/pod-given", std::process::id());
+    for root in hierarchies() {
+        fs::create_dir_all(root.join(&parent[1..])).unwrap();
+    }
+    let pod = world().pod_with("cgroup-given", |config| sandbox_linux(config).cgroup_parent = parent.clone());
+    let container = pod.idle("c", |_| {});
+    check(&pod, &container, &parent);
+    // ExecSync runs in the container's cgroup, not beside it.
+    let seen = container.sh("cat /proc/self/cgroup");
+    let lines: Vec<&str> = seen.lines().filter(|line| !line.contains("name=")).collect();
+    assert!(lines.iter().all(|line| line.contains(&container.id) || line.starts_with("0::/")), "{seen}");
+    let (pod_id, container_id) = (pod.id.clone(), container.id.clone());
+    container.stop(0).unwrap();
+    container.remove().unwrap();
+    assert_eq!(left(&container_id), Vec::<PathBuf>::new());
+    drop(pod);
+    assert_eq!(left(&pod_id), Vec::<PathBuf>::new());
+    for root in hierarchies() {
+        let mut path = root.join(&parent[1..]);
+        assert!(path.is_dir(), "the kubelet's own {} is gone", path.display());
+        while path != root {
+            fs::remove_dir(&path).unwrap();
+            path.pop();
+        }
+    }
+}
+
+#[test]
+fn below_a_parent_that_is_not_there_yet() {
+    let parent = format!("/crisp-test-made-{}/deep", std::process::id());
+    let pod = world().pod_with("cgroup-made", |config| sandbox_linux(config).cgroup_parent = format!("{parent}/"));
+    check(&pod, &pod.idle("c", |_| {}), &parent);
+    drop(pod);
+    assert_eq!(left(&parent[1..parent.len() - 5]), Vec::<PathBuf>::new(), "what crisp made goes with the pod");
+}
+
+#[test]
+fn below_the_daemons_own_parent_by_default() {
+    let pod = world().pod("cgroup-default");
+    let container = pod.idle("c", |_| {});
+    let path = container.info()["cgroup"].as_str().unwrap().to_owned();
+    let parent = path.strip_suffix(&format!("/{}", container.id)).expect(&path).to_owned();
+    assert!(parent.ends_with(&pod.id), "{parent}");
+    check(&pod, &container, &parent);
+    let id = pod.id.clone();
+    drop(pod);
+    assert_eq!(left(&id), Vec::<PathBuf>::new());
+}

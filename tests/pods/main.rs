@@ -1,0 +1,27 @@
+//! The whole daemon through its socket: real pods, looked at from inside and from the host.
+//!
+//! Needs root and `hack/build`. One daemon serves all tests, in a network namespace of its own; every test has pods of
+//! its own names. A test that restarts its daemon makes a world of its own.
+
+mod accounts;
+mod cgroups;
+mod errors;
+mod events;
+mod files;
+mod fixture;
+mod foreign_client;
+mod images;
+mod life;
+mod limits;
+mod lists;
+mod logs;
+mod mounts;
+mod namespaces;
+mod oom;
+mod ports;
+mod process;
+mod registry;
+mod secrets_kept;
+mod security;
+mod start;
+mod stats;
