@@ -49,11 +49,12 @@ impl Containers {
             return;
         };
         *container.monitor.lock().expect("no panic holds it") = None;
-        if container.state().exit().is_some() {
-            return;
-        }
+        // Also one whose end is recorded: where nobody saw the end, it was taken for granted.
         if let Err(error) = self.kill_all(&container).await {
             tracing::warn!(container_id = %id, %error, "processes of an orphaned container remain");
+        }
+        if container.state().exit().is_some() {
+            return;
         }
         let exit = self.recorded_exit(&container.record).unwrap_or_else(|| Exit::unknown("the pod's monitor was lost", now_ns()));
         self.exited(id, exit).await;

@@ -68,12 +68,13 @@ impl Sandboxes {
                     self.try_record_status(&id, status).await;
                 }
             }
-            (PodPhase::NotReady, connected) => {
-                if let Some((client, _, events)) = connected {
-                    *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
-                    self.follow(&sandbox, events);
-                }
+            (PodPhase::NotReady, Some((client, _, events))) => {
+                *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
+                self.follow(&sandbox, events);
             }
+            // Stopped, or its stop was cut short.
+            (PodPhase::NotReady, None) if same_boot => self.monitor_gone(&sandbox).await,
+            (PodPhase::NotReady, None) => {}
             // Cut short by the death of the daemon: nobody got an answer, so it is undone, or finished.
             (PodPhase::Creating | PodPhase::Removing, connected) => {
                 if let Some((client, _, _)) = connected {

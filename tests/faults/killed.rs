@@ -8,7 +8,7 @@ use crisp::cri;
 use tonic::{Code, Status};
 
 use crate::daemon::{Client, Machine};
-use crate::pods::{COUNTER, IDLER, STUBBORN, container, counted, log_lines, logs, pod, start};
+use crate::pods::{COUNTER, IDLER, STUBBORN, container, counted, log_lines, logs, pod, start, until};
 
 /// Every point that a pod meets in its life.
 const POINTS: &[&str] = &[
@@ -146,6 +146,8 @@ impl Bystander {
         let client = machine.client();
         let pod_id = client.run_pod(&pod(machine, "bystander")).await.expect("RunPodSandbox");
         let id = client.launch(&pod_id, &container(machine, "counter", COUNTER)).await;
+        let log = logs(machine, "bystander").join("counter.log");
+        until("it counts", async || counted(&log_lines(&log)) > 2).await;
         let pid = client.container_pid(&id).await;
         Self { pod_id, id, pid }
     }

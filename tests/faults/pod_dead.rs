@@ -16,6 +16,11 @@ fn lives(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
+/// What proc(5) says of a process, if it is there.
+fn stat(pid: i32) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()
+}
+
 /// The dead children of a process that it has not taken notice of.
 fn zombies(parent: i32) -> Vec<String> {
     let mut found = Vec::new();
@@ -60,7 +65,10 @@ async fn lose_the_monitor(machine: &mut Machine, daemon_lives: bool) {
         let status = client.exited(id).await;
         assert!(status.exit_code != 0 && status.finished_at > 0, "{status:?}");
     }
-    until("all are dead", async || !pids.iter().any(|pid| lives(*pid))).await;
+    let names = ["monitor", "pause", "counter", "family", "waiting"];
+    for (name, pid) in names.into_iter().zip(pids) {
+        until(&format!("the {name} is dead: {}", stat(pid)), async || !lives(pid)).await;
+    }
     assert_eq!(zombies(machine.pid()), Vec::<String>::new());
     // All of these are refused or fine, and at once.
     client.exec(&counter, "true", 5).await.expect_err("it does not run");

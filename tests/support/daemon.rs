@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::leak_check::{Scope, Snapshot};
 
 /// How long the daemon may take to serve or to end, and any one request to be answered.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long after a request what it ended may take to be gone.
 const SETTLING: Duration = Duration::from_secs(15);

@@ -72,6 +72,8 @@ impl Snapshot {
             let (before, after) = (count(self), count(later));
             match (after.checked_sub(before), before) {
                 (Some(0), _) => {}
+                // Whoever closes a file leaves nothing.
+                (None, _) if thing.starts_with("open file") => {}
                 (Some(_), 0) => lines.push(format!("+ {thing}")),
                 (Some(more), _) => lines.push(format!("+ {thing} ({more} more)")),
                 (None, _) => lines.push(format!("- {thing} ({} fewer)", before - after)),

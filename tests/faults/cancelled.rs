@@ -1,0 +1,94 @@
+//! Clients that go away in the middle of a request.
+
+use std::time::{Duration, Instant};
+
+use tonic::Code;
+
+use crate::daemon::Machine;
+use crate::pods::{IDLER, container, pod, start};
+
+/// How long the daemon is held in the middle.
+const HELD_MS: u64 = 1500;
+
+/// How long the client waits before it goes away.
+const WAITS: Duration = Duration::from_millis(500);
+
+#[test]
+fn a_pod_whose_client_went_away_is_given_to_the_retry() {
+    Machine::test("cancel-run", async |machine| {
+        let _registry = start(machine).await;
+        machine.client().warm_up(machine).await;
+        let before = machine.look();
+        machine.kill();
+        machine.start_with(&format!("sleep@run: pause made={HELD_MS}")).await;
+        let client = machine.client();
+        let config = pod(machine, "cancelled");
+        let begin = Instant::now();
+        tokio::time::timeout(WAITS, client.run_pod(&config)).await.expect_err("it is held");
+        let mut other = config.clone();
+        other.hostname = "another".to_owned();
+        let refusal = client.run_pod(&other).await.expect_err("another request is under way");
+        assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
+        let id = client.run_pod(&config).await.expect("it joins the first");
+        assert!(begin.elapsed() >= Duration::from_millis(HELD_MS), "it was not held");
+        assert_eq!(client.pods().await, [id.clone()]);
+        assert!(client.is_ready(&id).await);
+        // It has been answered: now the name is taken.
+        for config in [&config, &other] {
+            let refusal = client.run_pod(config).await.expect_err("the name is taken");
+            assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
+        }
+        client.end_pod(&id).await;
+        machine.nothing_is_left_since(&before);
+    });
+}
+
+#[test]
+fn a_container_whose_client_went_away_is_given_to_the_retry() {
+    Machine::test("cancel-create", async |machine| {
+        let _registry = start(machine).await;
+        machine.client().warm_up(machine).await;
+        let before = machine.look();
+        machine.kill();
+        machine.start_with(&format!("sleep@create: process made={HELD_MS}")).await;
+        let client = machine.client();
+        let pod_id = client.run_pod(&pod(machine, "cancelled")).await.expect("RunPodSandbox");
+        let config = container(machine, "idler", IDLER);
+        let begin = Instant::now();
+        tokio::time::timeout(WAITS, client.create(&pod_id, &config)).await.expect_err("it is held");
+        let mut other = config.clone();
+        other.working_dir = "/tmp".to_owned();
+        let refusal = client.create(&pod_id, &other).await.expect_err("another request is under way");
+        assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
+        let id = client.create(&pod_id, &config).await.expect("it joins the first");
+        assert!(begin.elapsed() >= Duration::from_millis(HELD_MS), "it was not held");
+        assert_eq!(client.containers().await, [id.clone()]);
+        for config in [&config, &other] {
+            let refusal = client.create(&pod_id, config).await.expect_err("the name is taken");
+            assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
+        }
+        client.start(&id).await.expect("StartContainer");
+        client.end_pod(&pod_id).await;
+        machine.nothing_is_left_since(&before);
+    });
+}
+
+/// Story: a client that gives up on a stop must not leave a pod half stopped, nor a removal half done.
+#[test]
+fn an_end_whose_client_went_away_is_finished() {
+    Machine::test("cancel-end", async |machine| {
+        let _registry = start(machine).await;
+        machine.client().warm_up(machine).await;
+        let before = machine.look();
+        for point in ["stop: containers ended", "remove: recorded"] {
+            machine.kill();
+            machine.start_with(&format!("sleep@{point}={HELD_MS}")).await;
+            let client = machine.client();
+            let pod_id = client.run_pod(&pod(machine, "cancelled")).await.expect("RunPodSandbox");
+            client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
+            tokio::time::timeout(WAITS, client.remove_pod(&pod_id)).await.expect_err("it is held");
+            machine.nothing_is_left_since(&before);
+            assert_eq!(client.pods().await, Vec::<String>::new());
+        }
+    });
+}
