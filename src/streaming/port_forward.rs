@@ -120,6 +120,9 @@ async fn forward(pair: Pair, dial: Arc<dyn Dial>) {
 pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer, error: &Writer) {
     match dial.dial(port).await {
         Ok(connection) => relay(connection, reader, writer).await,
+        // Accepted, and reset before we saw it. To the client a text on the error stream would be the end of all its
+        // connections; this is the end of one.
+        Err(cause) if is_reset(&*cause) => writer.reset().await,
         Err(cause) => {
             let told = format!("forward to port {port}: {}", chain(&*cause));
             tracing::debug!(error = told, "port-forward");
@@ -128,6 +131,14 @@ pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer
         }
     }
     error.end().await;
+}
+
+fn is_reset(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(cause), |cause| cause.source());
+    causes.any(|cause| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+    })
 }
 
 /// How the client's direction ended.
