@@ -114,9 +114,6 @@ fn a_container_that_does_not_run_takes_no_command() {
 fn what_a_later_version_brings_says_what_is_missing() {
     let mut runtime = world().runtime();
     let missing = Code::Unimplemented;
-    check(ask(runtime.exec(cri::ExecRequest::default())).map(drop), missing, "streaming server");
-    check(ask(runtime.attach(cri::AttachRequest::default())).map(drop), missing, "streaming server");
-    check(ask(runtime.port_forward(cri::PortForwardRequest::default())).map(drop), missing, "streaming server");
     check(ask(runtime.update_runtime_config(cri::UpdateRuntimeConfigRequest::default())).map(drop), missing, "CIDR");
     check(ask(runtime.checkpoint_container(cri::CheckpointContainerRequest::default())).map(drop), missing, "checkpoints");
     check(ask(runtime.checkpoint_pod(cri::CheckpointPodRequest::default())).map(drop), missing, "checkpoints");
