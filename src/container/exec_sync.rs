@@ -26,7 +26,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 /// How the cgroups of commands begin, below their container's.
 const EXEC_CGROUP: &str = "exec-";
 
-/// How long the killed commands of an earlier daemon may take to end.
+/// How long a killed command may take to end.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a command did.
@@ -49,8 +49,9 @@ impl Leash {
     pub(super) fn ended(mut self) {
         if let Some(cgroup) = self.cgroup.take() {
             tokio::task::spawn_blocking(move || {
-                if let Err(error) = cgroup.remove() {
-                    tracing::debug!(%error, "processes that a command left behind keep its cgroup");
+                // Processes that it left behind are the container's now.
+                if let Err(error) = cgroup.dissolve() {
+                    tracing::debug!(%error, "the cgroup of a command stays until its container goes");
                 }
             });
         }
@@ -63,7 +64,7 @@ impl Drop for Leash {
             return;
         };
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = cgroup.kill().and_then(|()| cgroup.remove()) {
+            if let Err(error) = end(&cgroup) {
                 tracing::warn!(%error, "processes of an ended command remain");
             }
         });
@@ -179,22 +180,26 @@ pub(super) fn end_execs(children: Vec<Child>, running: &[i32]) -> io::Result<()>
     for child in children {
         let pids = child.pids()?;
         if running.iter().any(|pid| pids.contains(pid)) {
-            child.kill()?;
-            child.wait_empty(KILL_PATIENCE)?;
-        }
-        match child.remove() {
-            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error),
-            _ => {}
+            end(&child)?;
+        } else {
+            child.dissolve()?;
         }
     }
     Ok(())
+}
+
+/// Kills everybody in the cgroup of a command, waits for that and removes it.
+fn end(cgroup: &Child) -> io::Result<()> {
+    cgroup.kill()?;
+    cgroup.wait_empty(KILL_PATIENCE)?;
+    cgroup.remove()
 }
 
 impl Leash {
     /// As dropping it, but the processes are dead when this returns.
     async fn kill_now(mut self) {
         if let Some(cgroup) = self.cgroup.take() {
-            let killed = blocking(move || cgroup.kill().and_then(|()| cgroup.remove())).await;
+            let killed = blocking(move || end(&cgroup)).await;
             if let Err(error) = killed {
                 tracing::warn!(%error, "processes of an ended command remain");
             }

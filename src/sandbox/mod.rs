@@ -47,7 +47,7 @@ pub struct Sandbox {
     inherited: Inherited,
 }
 
-/// What an earlier daemon left to do about a sandbox.
+/// What an earlier try, or an earlier daemon, left to do about a sandbox.
 #[derive(Default)]
 struct Inherited {
     /// It was being made, or being removed: there is nothing to do but to remove it.

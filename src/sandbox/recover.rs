@@ -10,7 +10,7 @@ use crate::cri;
 use crate::model::{SandboxId, chain};
 use crate::monitor::client::{Client, Events};
 use crate::monitor::protocol::Snapshot;
-use crate::store::{PodPhase, StoredPod};
+use crate::store::{PodPhase, PodRecord, PodStatus, StoredPod};
 
 impl Sandboxes {
     /// Takes over every pod of an earlier daemon, all at once, and returns the plans of those that hold a network.
@@ -115,6 +115,23 @@ impl Sandboxes {
         let is_the_same = sandbox.record.config == *config && sandbox.record.runtime_handler == runtime_handler;
         let is_first = is_the_same && sandbox.is_ready() && sandbox.inherited.unanswered.swap(false, Ordering::Relaxed);
         Ok(is_first.then(|| sandbox.record.id.clone()))
+    }
+
+    /// Takes in a sandbox whose making failed and could not be undone: it is removed, by its record, as soon as that is
+    /// possible, and seen until then.
+    pub(super) fn undo_later(self: &Arc<Self>, record: Arc<PodRecord>) {
+        let status = PodStatus { phase: PodPhase::NotReady, ..PodStatus::default() };
+        let (id, name) = (record.id.clone(), name_of(&record.metadata()));
+        let sandbox = Arc::new(Sandbox {
+            record,
+            status: Mutex::new(status),
+            monitor: Mutex::default(),
+            ending: tokio::sync::Mutex::default(),
+            inherited: Inherited { unfinished: true, ..Inherited::default() },
+        });
+        self.names.lock().expect("no panic holds it").insert(name, id.clone());
+        self.index.write().expect("no panic holds it").insert(id, sandbox.clone());
+        self.finish_removal(sandbox);
     }
 
     /// Removes a pod in the background, again and again until it is gone.

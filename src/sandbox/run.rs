@@ -60,6 +60,7 @@ impl Sandboxes {
         if let Some(made) = self.inherit(&name, &config, &runtime_handler).await? {
             return Ok(made);
         }
+        let record = Arc::new(self.describe(&id, config, runtime_handler)?);
         {
             let mut names = self.names.lock().expect("no panic holds it");
             if let Some(holder) = names.get(&name) {
@@ -73,7 +74,7 @@ impl Sandboxes {
             this.names.lock().expect("no panic holds it").remove(&name);
             Ok(())
         });
-        match self.make(&id, config, runtime_handler, &mut undo).await {
+        match self.make(&record, &mut undo).await {
             Ok(sandbox) => {
                 undo.commit();
                 fault::point("run: committed").await?;
@@ -83,23 +84,26 @@ impl Sandboxes {
                 Ok(id)
             }
             Err(error) => {
-                undo.unwind().await;
+                let left = undo.unwind().await;
+                let (store, at) = (self.parts.store.clone(), id);
+                // By the record alone can what is left be undone: it goes last, or it stays.
+                if !left.is_empty() || blocking(move || store.remove_pod(&at)).await.is_err() {
+                    self.undo_later(record);
+                }
                 Err(error)
             }
         }
     }
 
-    /// Makes everything that a sandbox is; `undo` can unmake it.
+    /// Makes everything that a sandbox is; `undo` can unmake it, but for the directories.
     async fn make(
         self: &Arc<Self>,
-        id: &SandboxId,
-        config: cri::PodSandboxConfig,
-        runtime_handler: String,
+        record: &Arc<PodRecord>,
         undo: &mut Undo,
     ) -> Result<Arc<Sandbox>, SandboxError> {
-        let record = Arc::new(self.describe(id, config, runtime_handler)?);
+        let id = &record.id;
         let sysctls = spec::sandbox::check(&record.config, &self.parts.host)?;
-        let spec = sandbox_spec(&record, sysctls);
+        let spec = sandbox_spec(record, sysctls);
         let sandbox = Arc::new(Sandbox {
             record: record.clone(),
             status: Mutex::default(),
@@ -109,10 +113,6 @@ impl Sandboxes {
         });
 
         let store = self.parts.store.clone();
-        undo.push("pod sandbox directories", {
-            let (store, id) = (store.clone(), id.clone());
-            move || async move { blocking(move || store.remove_pod(&id)).await.map_err(|error| chain(&error)) }
-        });
         let (written, run_dir) = (record.clone(), store.pod_run_dir(id));
         blocking({
             let run_dir = run_dir.clone();
@@ -156,7 +156,7 @@ impl Sandboxes {
 
         // The monitor starts while the network is set up; neither needs the other.
         let (network, monitor, joined) =
-            tokio::join!(self.attach_network(&record), self.spawn_monitor(&record), mounted);
+            tokio::join!(self.attach_network(record), self.spawn_monitor(record), mounted);
         if record.netns.is_some() {
             let this = self.clone();
             let (record, attached) = (record.clone(), network.as_ref().ok().and_then(|n| n.attached.clone()));

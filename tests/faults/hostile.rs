@@ -27,7 +27,7 @@ fn a_fork_bomb_stays_within_its_limit_and_is_stopped() {
         let before = machine.look();
         let client = machine.client();
         let pod_id = client.run_pod(&pod(machine, "bomb")).await.expect("RunPodSandbox");
-        let mut config = container(machine, "bomb", "trap '' TERM; b() { b | b & wait; }; while :; do b 2> /dev/null; done");
+        let mut config = container(machine, "bomb", "trap '' TERM; mkfifo /tmp/f; exec 3<>/tmp/f; b() { while :; do b & done; }; b 2>/dev/null & while :; do read x <&3; done");
         let unified = [("pids.max".to_owned(), "60".to_owned())].into();
         let limit = cri::LinuxContainerResources { unified, ..Default::default() };
         config.linux.get_or_insert_default().resources = Some(limit);

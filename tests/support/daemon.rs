@@ -64,6 +64,8 @@ impl Machine {
                 mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("our namespace");
                 // Threads of the runtime are born in the namespaces of this one.
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+                // What others have mounted goes when they like.
+                unmount_below(&["/tmp", "/var/tmp"].map(Path::new));
                 let mut machine = Machine::new(name);
                 machine.sh("ip link set lo up");
                 runtime.expect("threads").block_on(body(&mut machine));
@@ -242,15 +244,21 @@ impl Drop for Machine {
         let cgroup = Cgroup::open(&self.hierarchy, &self.cgroup).expect("it was made");
         let killed = cgroup.kill();
         let removed = cgroup.remove();
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
-            if Path::new(point).starts_with(self.dir.path()) {
-                let _ = unmount(point, UnmountFlags::DETACH);
-            }
-        }
+        unmount_below(&[self.dir.path()]);
         if !failed {
             assert_eq!(killed.expect("root may"), Vec::<i32>::new());
             removed.expect("it is empty");
+        }
+    }
+}
+
+/// Detaches whatever is mounted below one of `dirs` in the namespace of this thread.
+fn unmount_below(dirs: &[&Path]) {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("proc");
+    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
+        if dirs.iter().any(|dir| point.starts_with(dir) && point != *dir) {
+            // It may have gone by itself.
+            let _ = unmount(point, UnmountFlags::DETACH);
         }
     }
 }

@@ -10,6 +10,9 @@ use super::{Cgroup, check_name, file, kill, processes, remove};
 /// How long [`Child::remove`] tries: the killed need a moment, the reaped next to none.
 const REMOVE_PATIENCE: Duration = Duration::from_millis(50);
 
+/// How often [`Child::dissolve`] looks for processes that have come meanwhile.
+const DISSOLVE_ATTEMPTS: usize = 5;
+
 /// A cgroup below a container's, in the cgroup2 hierarchy only, without controllers of its own.
 ///
 /// The container's limits hold for it: its processes are in the container's cgroup on v1, and on cgroup2 a cgroup's
@@ -17,7 +20,7 @@ const REMOVE_PATIENCE: Duration = Duration::from_millis(50);
 /// processes and such children at once (kernel Documentation/admin-guide/cgroup-v2.rst, "No Internal Process
 /// Constraint").
 ///
-/// Dropping it leaves the cgroup: what an exec left running in the background stays, and goes with the container.
+/// Dropping it leaves the cgroup, which goes with the container.
 #[derive(Debug)]
 pub struct Child {
     dir: PathBuf,
@@ -83,6 +86,28 @@ impl Child {
         let mut pids = Vec::new();
         processes::pids_below(&self.dir, &mut pids)?;
         Ok(pids)
+    }
+
+    /// Moves whoever is in it up into the container's cgroup, and removes it. Whoever forks faster than that keeps it.
+    /// Blocks: moving a process may wait for the kernel's grace period.
+    pub fn dissolve(&self) -> io::Result<()> {
+        let parent = self.dir.parent().unwrap_or(&self.dir);
+        for _ in 0..DISSOLVE_ATTEMPTS {
+            for pid in self.pids()? {
+                let procs = parent.join("cgroup.procs");
+                match std::fs::write(&procs, pid.to_string()) {
+                    Ok(()) => {}
+                    // It has ended meanwhile.
+                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(e) => return Err(file::failed("write", &procs, e)),
+                }
+            }
+            match self.remove() {
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
+                removed => return removed,
+            }
+        }
+        self.remove()
     }
 
     /// Removes it. `ResourceBusy`, at once, if somebody is in it; the container's removal takes it then. One that is
