@@ -57,14 +57,22 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
-    crisp::fault::arm().map_err(|asked| anyhow::anyhow!("{} asks for nothing that there is: {asked:?}", crisp::fault::VARIABLE))?;
+    crisp::fault::arm()
+        .map_err(|asked| anyhow::anyhow!("{} asks for nothing that there is: {asked:?}", crisp::fault::VARIABLE))?;
     if let Some(Command::ConfigDefault) = arguments.command {
         print!("{}", config::DEFAULT);
         return Ok(());
     }
     let filter = EnvFilter::try_new(&arguments.log)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let file = arguments.config.clone().unwrap_or_else(|| "/etc/crisp/crisp.toml".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let file = arguments
+        .config
+        .clone()
+        .unwrap_or_else(|| "/etc/crisp/crisp.toml".into());
     let raw = config::read(&file, arguments.config.is_some())?;
     let flags = Overrides {
         dir: arguments.dir,

@@ -78,7 +78,15 @@ async fn join(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair
     match halves.remove(&key) {
         None => {
             stream.writer.accept().await;
-            halves.insert(key, Half { stream, is_data, port, since: Instant::now() });
+            halves.insert(
+                key,
+                Half {
+                    stream,
+                    is_data,
+                    port,
+                    since: Instant::now(),
+                },
+            );
             None
         }
         Some(half) if half.is_data == is_data || half.port != port => {
@@ -88,7 +96,11 @@ async fn join(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair
         }
         Some(half) => {
             stream.writer.accept().await;
-            let (data, error) = if is_data { (stream, half.stream) } else { (half.stream, stream) };
+            let (data, error) = if is_data {
+                (stream, half.stream)
+            } else {
+                (half.stream, stream)
+            };
             Some(Pair { data, error, port })
         }
     }

@@ -74,7 +74,10 @@ fn several_attach_and_one_leaves() {
     let mut third = Attached::new(&node, "spdy", &container);
     third.ready("three");
     third.say("exit 5\n");
-    assert!(third.child.wait().unwrap().success(), "the container's end is the end of the attachment");
+    assert!(
+        third.child.wait().unwrap().success(),
+        "the container's end is the end of the attachment"
+    );
     eventually("the container has exited", || !node.is_running(&container));
 }
 
@@ -98,9 +101,14 @@ fn stdin_once_ends_with_the_first_who_attached() {
             attached.child.kill().unwrap();
         } else {
             drop(attached.child.stdin.take());
-            assert!(attached.sees("end", SOON), "{transport}: output goes on after the end of the input");
+            assert!(
+                attached.sees("end", SOON),
+                "{transport}: output goes on after the end of the input"
+            );
         }
         attached.child.wait().unwrap();
-        eventually("the container saw the end of its input", || !node.is_running(&container));
+        eventually("the container saw the end of its input", || {
+            !node.is_running(&container)
+        });
     }
 }

@@ -21,15 +21,36 @@ fn hash(bytes: &[u8]) -> String {
 fn every_byte_arrives_by_both_transports() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
-    let wanted = node.sync(&container, &format!("head -c {SIZE} /dev/urandom > /data; sha256sum < /data | head -c 64"));
+    let wanted = node.sync(
+        &container,
+        &format!("head -c {SIZE} /dev/urandom > /data; sha256sum < /data | head -c 64"),
+    );
     for transport in ["spdy", "spdy", "spdy", "websocket", "websocket"] {
-        let done = node.crictl(["exec", "-r", transport, &container, "cat", "/data"]).output().unwrap();
-        assert!(done.status.success(), "{transport}: {}", String::from_utf8_lossy(&done.stderr));
-        assert_eq!((done.stdout.len(), hash(&done.stdout)), (SIZE, wanted.clone()), "{transport}");
+        let done = node
+            .crictl(["exec", "-r", transport, &container, "cat", "/data"])
+            .output()
+            .unwrap();
+        assert!(
+            done.status.success(),
+            "{transport}: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        assert_eq!(
+            (done.stdout.len(), hash(&done.stdout)),
+            (SIZE, wanted.clone()),
+            "{transport}"
+        );
     }
     for _ in 0..20 {
-        let done = node.crictl(["exec", &container, "seq", "1", "100000"]).output().unwrap();
-        assert!(done.stdout.ends_with(b"\n99999\n100000\n"), "{} bytes", done.stdout.len());
+        let done = node
+            .crictl(["exec", &container, "seq", "1", "100000"])
+            .output()
+            .unwrap();
+        assert!(
+            done.stdout.ends_with(b"\n99999\n100000\n"),
+            "{} bytes",
+            done.stdout.len()
+        );
     }
 }
 
@@ -37,13 +58,21 @@ fn every_byte_arrives_by_both_transports() {
 fn input_reaches_the_command_with_its_end() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
-    let input: Vec<u8> = (0..20_000_000u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let input: Vec<u8> = (0..20_000_000u32)
+        .map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     for transport in ["spdy", "websocket"] {
-        let done = fed(&mut node.crictl(["exec", "-i", "-r", transport, &container, "sha256sum"]), &input);
+        let done = fed(
+            &mut node.crictl(["exec", "-i", "-r", transport, &container, "sha256sum"]),
+            &input,
+        );
         let said = String::from_utf8_lossy(&done.stdout).into_owned();
         assert_eq!(said.split(' ').next(), Some(hash(&input).as_str()), "{transport}");
         // A command that does not read must end all the same.
-        let done = fed(&mut node.crictl(["exec", "-i", "-r", transport, &container, "true"]), &input);
+        let done = fed(
+            &mut node.crictl(["exec", "-i", "-r", transport, &container, "true"]),
+            &input,
+        );
         assert!(done.status.success(), "{transport}");
     }
 }
@@ -54,18 +83,26 @@ fn streams_stay_apart_and_the_exit_code_is_told() {
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
     for transport in ["spdy", "websocket"] {
         let script = "echo out; echo err >&2; exit 3";
-        let done = node.crictl(["exec", "-r", transport, &container, "sh", "-c", script]).output().unwrap();
+        let done = node
+            .crictl(["exec", "-r", transport, &container, "sh", "-c", script])
+            .output()
+            .unwrap();
         assert_eq!(String::from_utf8_lossy(&done.stdout), "out\n");
         let err = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(err.starts_with("err\n") && err.contains("exit code 3"), "{err}");
         assert!(!done.status.success());
-        let done = node.crictl(["exec", "-r", transport, &container, "nothing-is-called-so"]).output().unwrap();
+        let done = node
+            .crictl(["exec", "-r", transport, &container, "nothing-is-called-so"])
+            .output()
+            .unwrap();
         let err = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(!done.status.success() && err.contains("nothing-is-called-so"), "{err}");
     }
     eventually("no command's cgroup remains", || {
         let pattern = format!("*{container}/exec-*");
-        let found = Command::new("find").args(["/sys/fs/cgroup", "-path", &pattern, "-type", "d"]).output();
+        let found = Command::new("find")
+            .args(["/sys/fs/cgroup", "-path", &pattern, "-type", "d"])
+            .output();
         found.unwrap().stdout.is_empty()
     });
 }
@@ -76,7 +113,10 @@ fn on_terminal(crictl: &Command, before: &str) -> Command {
     let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
     let mut script = Command::new("script");
     script.args(["-qec", &format!("{before}; exec {}", words.join(" ")), "/dev/null"]);
-    script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    script
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     script
 }
 
@@ -85,8 +125,19 @@ fn a_terminal_has_the_client_s_size_and_hangs_up_when_the_client_is_killed() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
     for transport in ["spdy", "websocket"] {
-        let words = ["exec", "-it", "-r", transport, &container, "sh", "-c", "tty; sleep 1; stty size; cat; exit 4"];
-        let mut child = on_terminal(&node.crictl(words), "stty rows 33 cols 77").spawn().unwrap();
+        let words = [
+            "exec",
+            "-it",
+            "-r",
+            transport,
+            &container,
+            "sh",
+            "-c",
+            "tty; sleep 1; stty size; cat; exit 4",
+        ];
+        let mut child = on_terminal(&node.crictl(words), "stty rows 33 cols 77")
+            .spawn()
+            .unwrap();
         let mut stdin = child.stdin.take().unwrap();
         std::thread::sleep(Duration::from_secs(2));
         stdin.write_all(b"typed\r\x04").unwrap();
@@ -96,7 +147,9 @@ fn a_terminal_has_the_client_s_size_and_hangs_up_when_the_client_is_killed() {
             assert!(said.contains(part), "{transport}: no {part:?} in {said:?}");
         }
     }
-    let mut killed = on_terminal(&node.crictl(["exec", "-it", &container, "sleep", "777"]), "true").spawn().unwrap();
+    let mut killed = on_terminal(&node.crictl(["exec", "-it", &container, "sleep", "777"]), "true")
+        .spawn()
+        .unwrap();
     let sleeps = || node.sync(&container, "ps | grep -c '[s]leep 777' || true") == "1";
     eventually("the command runs", sleeps);
     killed.kill().unwrap();
@@ -109,12 +162,18 @@ fn a_command_without_terminal_outlives_its_client() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
     let script = "echo here; cat; echo still; seq 1 100000; touch /done; sleep 1000";
-    let mut client = node.crictl(["exec", "-i", &container, "sh", "-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut client = node
+        .crictl(["exec", "-i", &container, "sh", "-c", script])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdout = client.stdout.take().unwrap();
     let mut here = [0; 5];
     stdout.read_exact(&mut here).unwrap();
     client.kill().unwrap();
     client.wait().unwrap();
     // Its input ended, and its output neither blocks nor fails.
-    eventually("the command went on", || node.sync(&container, "[ -e /done ] && echo yes || echo no") == "yes");
+    eventually("the command went on", || {
+        node.sync(&container, "[ -e /done ] && echo yes || echo no") == "yes"
+    });
 }

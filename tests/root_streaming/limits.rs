@@ -34,7 +34,10 @@ fn upgrade(url: &str) -> (String, TcpStream) {
         connection.read_exact(&mut byte).unwrap();
         answer.push(byte[0]);
     }
-    (String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned(), connection)
+    (
+        String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned(),
+        connection,
+    )
 }
 
 #[test]
@@ -46,7 +49,10 @@ fn a_token_is_for_one_use_one_purpose_and_not_to_be_guessed() {
         answer.unwrap().into_inner().url
     };
     let first = url();
-    assert!(upgrade(&first.replace("/exec/", "/attach/")).0.contains("404"), "another purpose");
+    assert!(
+        upgrade(&first.replace("/exec/", "/attach/")).0.contains("404"),
+        "another purpose"
+    );
     assert!(upgrade(&first).0.contains("101"));
     assert!(upgrade(&first).0.contains("404"), "a second time");
     assert!(upgrade(&format!("{}0", url())).0.contains("404"), "a guess");
@@ -60,15 +66,25 @@ fn a_thousand_urls_may_wait_and_bad_requests_have_their_codes() {
     let container = node.container(&pod, &["sleep", "1000"], |_| {});
     node.wait(async {
         let mut client = node.client().await;
-        let terminal = ExecRequest { tty: true, stderr: true, ..request(&container) };
+        let terminal = ExecRequest {
+            tty: true,
+            stderr: true,
+            ..request(&container)
+        };
         assert_eq!(client.exec(terminal).await.unwrap_err().code(), Code::InvalidArgument);
-        let nothing = ExecRequest { stdout: false, ..request(&container) };
+        let nothing = ExecRequest {
+            stdout: false,
+            ..request(&container)
+        };
         assert_eq!(client.exec(nothing).await.unwrap_err().code(), Code::InvalidArgument);
         assert_eq!(client.exec(request("nobody")).await.unwrap_err().code(), Code::NotFound);
         for _ in 0..1000 {
             client.exec(request(&container)).await.unwrap();
         }
-        assert_eq!(client.exec(request(&container)).await.unwrap_err().code(), Code::ResourceExhausted);
+        assert_eq!(
+            client.exec(request(&container)).await.unwrap_err().code(),
+            Code::ResourceExhausted
+        );
     });
 }
 

@@ -25,10 +25,21 @@ fn programs() -> &'static (PathBuf, PathBuf) {
         let done = Command::new(package.join("hack/build")).status();
         assert!(done.expect("hack/build runs").success(), "hack/build failed");
         let build = ". hack/environment; exec python3 -c \"from harness import tools; print(tools.tool('crictl'))\"";
-        let done = Command::new("bash").args(["-euc", build]).current_dir(package).output().expect("bash runs");
-        assert!(done.status.success(), "crictl: {}", String::from_utf8_lossy(&done.stderr));
+        let done = Command::new("bash")
+            .args(["-euc", build])
+            .current_dir(package)
+            .output()
+            .expect("bash runs");
+        assert!(
+            done.status.success(),
+            "crictl: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| package.join("target"), PathBuf::from);
-        (target.join("bin"), String::from_utf8(done.stdout).unwrap().trim().into())
+        (
+            target.join("bin"),
+            String::from_utf8(done.stdout).unwrap().trim().into(),
+        )
     })
 }
 
@@ -58,13 +69,32 @@ impl Node {
             .stderr(log)
             .spawn()
             .expect("crispd starts");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let node = Self { dir, daemon, runtime, image };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let node = Self {
+            dir,
+            daemon,
+            runtime,
+            image,
+        };
         let socket = node.socket();
-        eventually("crispd serves", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
-        let spec = ImageSpec { image: node.image.clone(), ..ImageSpec::default() };
-        let pull = PullImageRequest { image: Some(spec), auth: None, sandbox_config: None };
-        node.wait(async { ImageServiceClient::new(node.channel().await).pull_image(pull).await }).expect("pull");
+        eventually("crispd serves", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        let spec = ImageSpec {
+            image: node.image.clone(),
+            ..ImageSpec::default()
+        };
+        let pull = PullImageRequest {
+            image: Some(spec),
+            auth: None,
+            sandbox_config: None,
+        };
+        node.wait(async { ImageServiceClient::new(node.channel().await).pull_image(pull).await })
+            .expect("pull");
         node
     }
 
@@ -73,7 +103,11 @@ impl Node {
     }
 
     async fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("unix://{}", self.socket().display())).unwrap().connect().await.expect("crispd")
+        Endpoint::from_shared(format!("unix://{}", self.socket().display()))
+            .unwrap()
+            .connect()
+            .await
+            .expect("crispd")
     }
 
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
@@ -86,25 +120,53 @@ impl Node {
 
     pub fn pod(&self, network: NamespaceMode) -> String {
         self.wait(async {
-            let options = NamespaceOption { network: network.into(), ..NamespaceOption::default() };
-            let security = LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
-            let metadata =
-                PodSandboxMetadata { name: "pod".into(), namespace: "ns".into(), uid: "uid".into(), attempt: 0 };
+            let options = NamespaceOption {
+                network: network.into(),
+                ..NamespaceOption::default()
+            };
+            let security = LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                ..Default::default()
+            };
+            let metadata = PodSandboxMetadata {
+                name: "pod".into(),
+                namespace: "ns".into(),
+                uid: "uid".into(),
+                attempt: 0,
+            };
             let config = PodSandboxConfig {
                 metadata: Some(metadata),
-                linux: Some(LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() }),
+                linux: Some(LinuxPodSandboxConfig {
+                    security_context: Some(security),
+                    ..Default::default()
+                }),
                 ..PodSandboxConfig::default()
             };
-            let request = RunPodSandboxRequest { config: Some(config), ..RunPodSandboxRequest::default() };
-            self.client().await.run_pod_sandbox(request).await.expect("pod").into_inner().pod_sandbox_id
+            let request = RunPodSandboxRequest {
+                config: Some(config),
+                ..RunPodSandboxRequest::default()
+            };
+            self.client()
+                .await
+                .run_pod_sandbox(request)
+                .await
+                .expect("pod")
+                .into_inner()
+                .pod_sandbox_id
         })
     }
 
     /// A running container of `pod`.
     pub fn container(&self, pod: &str, words: &[&str], change: impl FnOnce(&mut ContainerConfig)) -> String {
         let mut config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: "container".into(), attempt: 0 }),
-            image: Some(ImageSpec { image: self.image.clone(), ..ImageSpec::default() }),
+            metadata: Some(ContainerMetadata {
+                name: "container".into(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: self.image.clone(),
+                ..ImageSpec::default()
+            }),
             command: words.iter().map(|word| word.to_string()).collect(),
             ..ContainerConfig::default()
         };
@@ -116,14 +178,27 @@ impl Node {
                 config: Some(config),
                 sandbox_config: Some(PodSandboxConfig::default()),
             };
-            let id = client.create_container(request).await.expect("container").into_inner().container_id;
-            client.start_container(StartContainerRequest { container_id: id.clone() }).await.expect("start");
+            let id = client
+                .create_container(request)
+                .await
+                .expect("container")
+                .into_inner()
+                .container_id;
+            client
+                .start_container(StartContainerRequest {
+                    container_id: id.clone(),
+                })
+                .await
+                .expect("start");
             id
         })
     }
 
     pub fn is_running(&self, container: &str) -> bool {
-        let request = ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
+        let request = ContainerStatusRequest {
+            container_id: container.to_owned(),
+            verbose: false,
+        };
         let answer = self.wait(async { self.client().await.container_status(request).await });
         answer.unwrap().into_inner().status.unwrap().state() == ContainerState::ContainerRunning
     }
@@ -136,7 +211,10 @@ impl Node {
             timeout: 60,
         };
         let answer = self.wait(async { self.client().await.exec_sync(request).await });
-        String::from_utf8(answer.expect("exec").into_inner().stdout).unwrap().trim().to_owned()
+        String::from_utf8(answer.expect("exec").into_inner().stdout)
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 
     /// `crictl` with these words.
@@ -149,7 +227,10 @@ impl Node {
         }
         let mut command = Command::new(&programs().1);
         command.arg("--config").arg(config).args(words);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 }
@@ -158,10 +239,20 @@ impl Drop for Node {
     fn drop(&mut self) {
         let ended = self.wait(async {
             let mut client = self.client().await;
-            let pods = client.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+            let pods = client
+                .list_pod_sandbox(ListPodSandboxRequest::default())
+                .await?
+                .into_inner()
+                .items;
             for pod_sandbox_id in pods.into_iter().map(|pod| pod.id) {
-                client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() }).await?;
-                client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await?;
+                client
+                    .stop_pod_sandbox(StopPodSandboxRequest {
+                        pod_sandbox_id: pod_sandbox_id.clone(),
+                    })
+                    .await?;
+                client
+                    .remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id })
+                    .await?;
             }
             Ok::<_, tonic::Status>(())
         });

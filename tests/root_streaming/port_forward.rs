@@ -17,12 +17,17 @@ struct Forwarding {
 
 impl Forwarding {
     fn new(node: &Node, transport: &str, pod: &str, port: u16) -> Self {
-        let mut child = node.crictl(["port-forward", "-r", transport, pod, &format!("0:{port}")]).spawn().unwrap();
+        let mut child = node
+            .crictl(["port-forward", "-r", transport, pod, &format!("0:{port}")])
+            .spawn()
+            .unwrap();
         let mut said = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         said.read_line(&mut line).unwrap();
         let local = line.split(" -> ").next().and_then(|from| from.rsplit(':').next());
-        let local = local.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("crictl said {line:?}"));
+        let local = local
+            .and_then(|port| port.parse().ok())
+            .unwrap_or_else(|| panic!("crictl said {line:?}"));
         // It goes on talking: somebody must listen.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         Self { child, port: local }

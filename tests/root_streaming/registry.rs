@@ -25,7 +25,11 @@ fn files() -> HashMap<String, (&'static str, Vec<u8>)> {
     const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
     const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
     let layer = layer();
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let architecture = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
     let config = json!({
         "architecture": architecture, "os": "linux",
         "config": {"Env": ["PATH=/bin"], "Cmd": ["sleep", "1000"]},
@@ -40,7 +44,10 @@ fn files() -> HashMap<String, (&'static str, Vec<u8>)> {
     let manifest = manifest.to_string().into_bytes();
     HashMap::from([
         ("/v2/busybox/manifests/1".to_owned(), (MANIFEST, manifest.clone())),
-        (format!("/v2/busybox/manifests/{}", digest(&manifest)), (MANIFEST, manifest)),
+        (
+            format!("/v2/busybox/manifests/{}", digest(&manifest)),
+            (MANIFEST, manifest),
+        ),
         (format!("/v2/busybox/blobs/{}", digest(&config)), (CONFIG, config)),
         (format!("/v2/busybox/blobs/{}", digest(&layer)), (LAYER, layer)),
     ])
@@ -58,13 +65,31 @@ fn layer() -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
     header.set_size(program.len() as u64);
     header.set_mode(0o755);
-    archive.append_data(&mut header, "bin/busybox", program.as_slice()).unwrap();
-    for name in ["sh", "cat", "sleep", "seq", "head", "sha256sum", "stty", "nc", "wc", "true", "ps", "touch", "tty"] {
+    archive
+        .append_data(&mut header, "bin/busybox", program.as_slice())
+        .unwrap();
+    for name in [
+        "sh",
+        "cat",
+        "sleep",
+        "seq",
+        "head",
+        "sha256sum",
+        "stty",
+        "nc",
+        "wc",
+        "true",
+        "ps",
+        "touch",
+        "tty",
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         header.set_mode(0o777);
-        archive.append_link(&mut header, format!("bin/{name}"), "busybox").unwrap();
+        archive
+            .append_link(&mut header, format!("bin/{name}"), "busybox")
+            .unwrap();
     }
     archive.into_inner().unwrap()
 }
