@@ -60,7 +60,10 @@ fn parse(text: &str) -> Option<Fault> {
         }
         _ => return None,
     };
-    Some(Fault { name: name.to_owned(), effect })
+    Some(Fault {
+        name: name.to_owned(),
+        effect,
+    })
 }
 
 /// The point `name` in asynchronous code.
@@ -99,7 +102,10 @@ pub fn blocking_point(name: &'static str) -> Result<(), Injected> {
 
 /// What is to happen here; a kill has happened.
 fn strike(name: &'static str) -> Option<Effect> {
-    let fault = FAULT.lock().expect("no panic holds it").take_if(|fault| fault.name == name)?;
+    let fault = FAULT
+        .lock()
+        .expect("no panic holds it")
+        .take_if(|fault| fault.name == name)?;
     tracing::warn!(name, effect = ?fault.effect, "fail point");
     if fault.effect == Effect::Kill {
         // Not caught, no destructor, no flush: exactly what the kernel's OOM killer or an operator does.
@@ -117,10 +123,18 @@ mod tests {
 
     #[test]
     fn what_a_test_asks_for_is_understood_or_refused() {
-        let fault = |name: &str, effect| Some(Fault { name: name.to_owned(), effect });
+        let fault = |name: &str, effect| {
+            Some(Fault {
+                name: name.to_owned(),
+                effect,
+            })
+        };
         assert_eq!(parse("kill@run: recorded"), fault("run: recorded", Effect::Kill));
         assert_eq!(parse("error@run: recorded"), fault("run: recorded", Effect::Error));
-        assert_eq!(parse("sleep@a=b=250"), fault("a=b", Effect::Sleep(Duration::from_millis(250))));
+        assert_eq!(
+            parse("sleep@a=b=250"),
+            fault("a=b", Effect::Sleep(Duration::from_millis(250)))
+        );
         for wrong in ["", "kill", "sleep@x", "sleep@x=y", "dance@x"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }

@@ -13,7 +13,6 @@ use tonic::transport::Server;
 
 use super::DaemonError;
 use crate::api::{DeadlineLayer, ImageApi, MESSAGE_LIMIT_BYTES, Rooms, RuntimeApi};
-use crate::container::EXEC_OUTPUT_LIMIT_BYTES;
 use crate::cri::image_service_server::ImageServiceServer;
 use crate::cri::runtime_service_server::RuntimeServiceServer;
 
@@ -61,8 +60,7 @@ pub fn listen(socket: &Path) -> Result<UnixListener, DaemonError> {
 pub async fn serve(rooms: Rooms, listener: UnixListener) -> Result<(), DaemonError> {
     let runtime = RuntimeServiceServer::new(RuntimeApi::new(rooms.clone()))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
-        // Both streams of an ExecSync may be full.
-        .max_encoding_message_size(MESSAGE_LIMIT_BYTES + 2 * EXEC_OUTPUT_LIMIT_BYTES);
+        .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
     let image = ImageServiceServer::new(ImageApi::new(rooms))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);

@@ -24,14 +24,16 @@ fn a_pod_whose_client_went_away_is_given_to_the_retry() {
         let client = machine.client();
         let config = pod(machine, "cancelled");
         let begin = Instant::now();
-        tokio::time::timeout(WAITS, client.run_pod(&config)).await.expect_err("it is held");
+        tokio::time::timeout(WAITS, client.run_pod(&config))
+            .await
+            .expect_err("it is held");
         let mut other = config.clone();
         other.hostname = "another".to_owned();
         let refusal = client.run_pod(&other).await.expect_err("another request is under way");
         assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
         let id = client.run_pod(&config).await.expect("it joins the first");
         assert!(begin.elapsed() >= Duration::from_millis(HELD_MS), "it was not held");
-        assert_eq!(client.pods().await, [id.clone()]);
+        assert_eq!(client.pods().await, std::slice::from_ref(&id));
         assert!(client.is_ready(&id).await);
         // It has been answered: now the name is taken.
         for config in [&config, &other] {
@@ -50,19 +52,26 @@ fn a_container_whose_client_went_away_is_given_to_the_retry() {
         machine.client().warm_up(machine).await;
         let before = machine.look();
         machine.kill();
-        machine.start_with(&format!("sleep@create: process made={HELD_MS}")).await;
+        machine
+            .start_with(&format!("sleep@create: process made={HELD_MS}"))
+            .await;
         let client = machine.client();
         let pod_id = client.run_pod(&pod(machine, "cancelled")).await.expect("RunPodSandbox");
         let config = container(machine, "idler", IDLER);
         let begin = Instant::now();
-        tokio::time::timeout(WAITS, client.create(&pod_id, &config)).await.expect_err("it is held");
+        tokio::time::timeout(WAITS, client.create(&pod_id, &config))
+            .await
+            .expect_err("it is held");
         let mut other = config.clone();
         other.working_dir = "/tmp".to_owned();
-        let refusal = client.create(&pod_id, &other).await.expect_err("another request is under way");
+        let refusal = client
+            .create(&pod_id, &other)
+            .await
+            .expect_err("another request is under way");
         assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
         let id = client.create(&pod_id, &config).await.expect("it joins the first");
         assert!(begin.elapsed() >= Duration::from_millis(HELD_MS), "it was not held");
-        assert_eq!(client.containers().await, [id.clone()]);
+        assert_eq!(client.containers().await, std::slice::from_ref(&id));
         for config in [&config, &other] {
             let refusal = client.create(&pod_id, config).await.expect_err("the name is taken");
             assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
@@ -86,7 +95,9 @@ fn an_end_whose_client_went_away_is_finished() {
             let client = machine.client();
             let pod_id = client.run_pod(&pod(machine, "cancelled")).await.expect("RunPodSandbox");
             client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
-            tokio::time::timeout(WAITS, client.remove_pod(&pod_id)).await.expect_err("it is held");
+            tokio::time::timeout(WAITS, client.remove_pod(&pod_id))
+                .await
+                .expect_err("it is held");
             machine.nothing_is_left_since(&before);
             assert_eq!(client.pods().await, Vec::<String>::new());
         }

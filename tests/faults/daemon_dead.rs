@@ -11,7 +11,12 @@ use crate::daemon::Machine;
 use crate::pods::{COUNTER, IDLER, STUBBORN, container, counted, log_lines, logs, pod, start, until};
 
 fn now_ns() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos().try_into().expect("before 2262")
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_nanos()
+        .try_into()
+        .expect("before 2262")
 }
 
 fn lives(pid: i32) -> bool {
@@ -28,11 +33,19 @@ fn exits_while_the_daemon_is_dead_are_told_with_their_code_and_time() {
         let pod_id = client.run_pod(&pod(machine, "exits")).await.expect("RunPodSandbox");
         let mut ids = Vec::new();
         let hog = "sleep 1; exec dd if=/dev/zero of=/dev/null bs=200M count=1";
-        let scripts = [("zero", "sleep 1; exit 0"), ("seven", "sleep 1; exit 7"), ("killed", STUBBORN), ("hog", hog)];
+        let scripts = [
+            ("zero", "sleep 1; exit 0"),
+            ("seven", "sleep 1; exit 7"),
+            ("killed", STUBBORN),
+            ("hog", hog),
+        ];
         for (name, script) in scripts {
             let mut config = container(machine, name, script);
             if name == "hog" {
-                let limit = cri::LinuxContainerResources { memory_limit_in_bytes: 32 << 20, ..Default::default() };
+                let limit = cri::LinuxContainerResources {
+                    memory_limit_in_bytes: 32 << 20,
+                    ..Default::default()
+                };
                 config.linux.get_or_insert_default().resources = Some(limit);
             }
             ids.push(client.launch(&pod_id, &config).await);
@@ -42,7 +55,10 @@ fn exits_while_the_daemon_is_dead_are_told_with_their_code_and_time() {
         let dead_since = now_ns();
         kill_process(Pid::from_raw(victim).expect("a pid"), Signal::KILL).expect("it lives");
         let exits = machine.state_dir().join("run/pods").join(&pod_id).join("exits");
-        until("all have exited", async || std::fs::read_dir(&exits).expect("the pod's").count() == ids.len()).await;
+        until("all have exited", async || {
+            std::fs::read_dir(&exits).expect("the pod's").count() == ids.len()
+        })
+        .await;
         // The daemon comes much later than the ends.
         tokio::time::sleep(Duration::from_millis(300)).await;
         let until_ns = now_ns() - 200_000_000;
@@ -53,7 +69,11 @@ fn exits_while_the_daemon_is_dead_are_told_with_their_code_and_time() {
             let status = client.status(id).await;
             assert_eq!(status.state(), cri::ContainerState::ContainerExited, "{name}");
             assert_eq!((status.exit_code, status.reason.as_str()), (code, reason), "{name}");
-            assert!(status.finished_at > dead_since && status.finished_at < until_ns, "{name}: {}", status.finished_at);
+            assert!(
+                status.finished_at > dead_since && status.finished_at < until_ns,
+                "{name}: {}",
+                status.finished_at
+            );
             assert!(status.started_at > 0 && status.started_at < dead_since, "{name}");
         }
         assert!(client.is_ready(&pod_id).await);
@@ -70,17 +90,35 @@ fn a_command_whose_daemon_died_ends_and_the_next_command_runs() {
         let pod_id = client.run_pod(&pod(machine, "exec")).await.expect("RunPodSandbox");
         let id = client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
         // What a command that has ended left running is the container's.
-        client.exec(&id, "sleep 4711 > /dev/null 2>&1 &", 10).await.expect("ExecSync");
+        client
+            .exec(&id, "sleep 4711 > /dev/null 2>&1 &", 10)
+            .await
+            .expect("ExecSync");
         let before = machine.look();
         let (client, at) = (machine.client(), id.clone());
         let hanging = tokio::spawn(async move { client.exec(&at, "sleep 1000 & sleep 1000", 500).await });
         let two = "test $(ps | grep -c '[s]leep 1000') = 2";
-        until("the command runs", async || machine.client().exec(&id, two, 10).await.is_ok_and(|r| r.exit_code == 0)).await;
+        until("the command runs", async || {
+            machine
+                .client()
+                .exec(&id, two, 10)
+                .await
+                .is_ok_and(|r| r.exit_code == 0)
+        })
+        .await;
         machine.kill();
         assert!(hanging.await.expect("no panic").is_err());
         machine.start().await;
         for _ in 0..3 {
-            assert_eq!(machine.client().exec(&id, "echo alive", 10).await.expect("ExecSync").stdout, b"alive\n");
+            assert_eq!(
+                machine
+                    .client()
+                    .exec(&id, "echo alive", 10)
+                    .await
+                    .expect("ExecSync")
+                    .stdout,
+                b"alive\n"
+            );
         }
         machine.nothing_is_left_since(&before);
     });
@@ -95,7 +133,11 @@ fn term_ends_the_daemon_and_no_container() {
         let before = machine.look();
         let pod_id = client.run_pod(&pod(machine, "term")).await.expect("RunPodSandbox");
         let id = client.launch(&pod_id, &container(machine, "counter", COUNTER)).await;
-        let pids = [client.container_pid(&id).await, client.pod_pids(&pod_id).await.0, client.pod_pids(&pod_id).await.1];
+        let pids = [
+            client.container_pid(&id).await,
+            client.pod_pids(&pod_id).await.0,
+            client.pod_pids(&pod_id).await.1,
+        ];
         let status = machine.terminate().await;
         assert!(status.success(), "{status}");
         let log = logs(machine, "term").join("counter.log");
@@ -122,12 +164,18 @@ fn a_second_daemon_on_the_directory_is_refused_and_harms_nothing() {
         let pod_id = client.run_pod(&pod(machine, "second")).await.expect("RunPodSandbox");
         let id = client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
         let mut second = machine.command("").spawn().expect("crispd is executable");
-        until("the second ends", async || second.try_wait().expect("our child").is_some()).await;
+        until("the second ends", async || {
+            second.try_wait().expect("our child").is_some()
+        })
+        .await;
         let status = second.wait().expect("our child");
         assert!(status.code() == Some(1) && status.signal().is_none(), "{status}");
         let told = std::fs::read_to_string(machine.log()).expect("a log");
         assert!(told.contains("another crispd serves"), "it does not say why");
-        assert_eq!(client.exec(&id, "echo alive", 10).await.expect("ExecSync").stdout, b"alive\n");
+        assert_eq!(
+            client.exec(&id, "echo alive", 10).await.expect("ExecSync").stdout,
+            b"alive\n"
+        );
         assert!(client.is_ready(&pod_id).await);
     });
 }

@@ -21,7 +21,9 @@ fn layer(seed: u8) -> (Vec<u8>, Vec<u8>) {
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(0o644);
-    builder.append_data(&mut header, "large", content.as_slice()).expect("in memory");
+    builder
+        .append_data(&mut header, "large", content.as_slice())
+        .expect("in memory");
     (builder.into_inner().expect("in memory"), content)
 }
 
@@ -37,19 +39,30 @@ fn unfinished(machine: &Machine) -> Vec<String> {
 }
 
 async fn remove(machine: &Machine, reference: &str) {
-    let image = Some(cri::ImageSpec { image: reference.to_owned(), ..Default::default() });
+    let image = Some(cri::ImageSpec {
+        image: reference.to_owned(),
+        ..Default::default()
+    });
     granted(machine.client().images.remove_image(cri::RemoveImageRequest { image })).await;
 }
 
 /// Pulls and starts a container from it: every layer is whole.
 async fn is_whole(machine: &Machine, reference: &str, archive: &[u8], content: &[u8]) {
     let digest = sha256(archive);
-    let file = layers(machine).join(digest.trim_start_matches("sha256:")).join("diff/large");
-    assert!(std::fs::read(file).expect("the layer is there") == content, "the layer is not what was offered");
+    let file = layers(machine)
+        .join(digest.trim_start_matches("sha256:"))
+        .join("diff/large");
+    assert!(
+        std::fs::read(file).expect("the layer is there") == content,
+        "the layer is not what was offered"
+    );
     let client = machine.client();
     let pod_id = client.run_pod(&pod(machine, "whole")).await.expect("RunPodSandbox");
     let mut config = container(machine, "whole", "exec /bin/cat /large > /dev/null");
-    config.image = Some(cri::ImageSpec { image: reference.to_owned(), ..Default::default() });
+    config.image = Some(cri::ImageSpec {
+        image: reference.to_owned(),
+        ..Default::default()
+    });
     let id = client.launch(&pod_id, &config).await;
     assert_eq!(client.exited(&id).await.exit_code, 0);
     client.end_pod(&pod_id).await;
@@ -67,7 +80,10 @@ fn killed_in_mid_pull_the_next_daemon_pulls_and_nothing_half_is_left() {
         registry.conduct(Conduct::Hang(SIZE / 2));
         let (client, pulled) = (machine.client(), reference.clone());
         let pulling = tokio::spawn(async move { pull(&client, &pulled).await });
-        until("a layer is half here", async || !unfinished(machine).is_empty() && registry.hanging() > 0).await;
+        until("a layer is half here", async || {
+            !unfinished(machine).is_empty() && registry.hanging() > 0
+        })
+        .await;
         machine.kill();
         assert!(pulling.await.expect("no panic").is_err());
         assert!(!unfinished(machine).is_empty());
@@ -85,7 +101,9 @@ fn killed_in_mid_pull_the_next_daemon_pulls_and_nothing_half_is_left() {
             machine.died().await;
             machine.start().await;
             assert_eq!(unfinished(machine), Vec::<String>::new(), "{point}");
-            pull(&machine.client(), &reference).await.unwrap_or_else(|status| panic!("{point}: {status:?}"));
+            pull(&machine.client(), &reference)
+                .await
+                .unwrap_or_else(|status| panic!("{point}: {status:?}"));
             is_whole(machine, &reference, &archive, &content).await;
             remove(machine, &reference).await;
         }
@@ -116,7 +134,9 @@ fn a_registry_that_lies_gets_nothing_in_and_one_that_is_cut_is_asked_for_the_res
         machine.nothing_is_left_since(&before);
 
         registry.conduct(Conduct::Cut(SIZE / 3));
-        pull(&machine.client(), &reference).await.expect("each answer brings something");
+        pull(&machine.client(), &reference)
+            .await
+            .expect("each answer brings something");
         assert!(registry.asked() >= 3, "{} requests", registry.asked());
         is_whole(machine, &reference, &archive, &content).await;
     });
@@ -132,12 +152,19 @@ fn a_pull_whose_client_goes_away_stops_at_once() {
         registry.conduct(Conduct::Hang(SIZE / 2));
         let client = machine.client();
         let pulling = tokio::spawn(async move { pull(&client, &reference).await });
-        until("a layer is half here", async || !unfinished(machine).is_empty() && registry.hanging() > 0).await;
+        until("a layer is half here", async || {
+            !unfinished(machine).is_empty() && registry.hanging() > 0
+        })
+        .await;
         pulling.abort();
         let begin = Instant::now();
         until("the connection is closed", async || registry.hanging() == 0).await;
         until("the layer is gone", async || unfinished(machine).is_empty()).await;
-        assert!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
+        assert!(
+            begin.elapsed() < Duration::from_secs(3),
+            "it took {:?}",
+            begin.elapsed()
+        );
         machine.nothing_is_left_since(&before);
     });
 }

@@ -48,11 +48,20 @@ const POINTS: &[&str] = &[
 ];
 
 /// What has been done cannot fail any more: these only kill.
-const BEYOND_FAILURE: &[&str] = &["run: committed", "create: committed", "start: executed", "start: recorded"];
+const BEYOND_FAILURE: &[&str] = &[
+    "run: committed",
+    "create: committed",
+    "start: executed",
+    "start: recorded",
+];
 
 /// Points of the image room; `images` tests them.
-pub const PULL_POINTS: &[&str] =
-    &["pull: layer unpacked", "pull: layers published", "pull: image written", "pull: image recorded"];
+pub const PULL_POINTS: &[&str] = &[
+    "pull: layer unpacked",
+    "pull: layers published",
+    "pull: image written",
+    "pull: image recorded",
+];
 
 /// Story: a step that somebody adds, and its point, must not go without a test.
 #[test]
@@ -66,13 +75,21 @@ fn every_fail_point_of_the_source_is_tested() {
             }
             let text = std::fs::read_to_string(&path).unwrap();
             for call in ["fault::point(\"", "fault::blocking_point(\""] {
-                found.extend(text.split(call).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
+                found.extend(
+                    text.split(call)
+                        .skip(1)
+                        .map(|rest| rest.split('"').next().unwrap().to_owned()),
+                );
             }
         }
     }
     let mut found = BTreeSet::new();
     collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
-    let tested: BTreeSet<String> = POINTS.iter().chain(PULL_POINTS).map(|name| (*name).to_owned()).collect();
+    let tested: BTreeSet<String> = POINTS
+        .iter()
+        .chain(PULL_POINTS)
+        .map(|name| (*name).to_owned())
+        .collect();
     assert_eq!(found, tested);
 }
 
@@ -103,23 +120,38 @@ impl Persistent<'_> {
     /// A whole life of a pod with two containers.
     async fn live(&mut self, name: &str) {
         let pod_config = pod(self.machine, name);
-        let pod_id = self.ask("RunPodSandbox", async |client| client.run_pod(&pod_config).await).await;
+        let pod_id = self
+            .ask("RunPodSandbox", async |client| client.run_pod(&pod_config).await)
+            .await;
         let mut ids = Vec::new();
         for (name, script) in [("idler", IDLER), ("stubborn", STUBBORN)] {
             let config = container(self.machine, name, script);
-            let id = self.ask("CreateContainer", async |client| client.create(&pod_id, &config).await).await;
-            self.ask("StartContainer", async |client| started(&client, &id).await).await;
+            let id = self
+                .ask("CreateContainer", async |client| client.create(&pod_id, &config).await)
+                .await;
+            self.ask("StartContainer", async |client| started(&client, &id).await)
+                .await;
             ids.push(id);
         }
         let client = self.machine.client();
-        assert_eq!(client.exec(&ids[0], "echo alive", 10).await.expect("ExecSync").stdout, b"alive\n");
+        assert_eq!(
+            client.exec(&ids[0], "echo alive", 10).await.expect("ExecSync").stdout,
+            b"alive\n"
+        );
         let (idler, stubborn) = (&ids[0], &ids[1]);
-        self.ask("StopContainer", async |client| client.stop(idler, 30).await).await;
-        self.ask("RemoveContainer", async |client| client.remove(idler).await).await;
+        self.ask("StopContainer", async |client| client.stop(idler, 30).await)
+            .await;
+        self.ask("RemoveContainer", async |client| client.remove(idler).await)
+            .await;
         let client = self.machine.client();
-        assert_eq!(client.status(stubborn).await.state(), cri::ContainerState::ContainerRunning);
-        self.ask("StopPodSandbox", async |client| client.stop_pod(&pod_id).await).await;
-        self.ask("RemovePodSandbox", async |client| client.remove_pod(&pod_id).await).await;
+        assert_eq!(
+            client.status(stubborn).await.state(),
+            cri::ContainerState::ContainerRunning
+        );
+        self.ask("StopPodSandbox", async |client| client.stop_pod(&pod_id).await)
+            .await;
+        self.ask("RemovePodSandbox", async |client| client.remove_pod(&pod_id).await)
+            .await;
     }
 }
 
@@ -127,7 +159,11 @@ impl Persistent<'_> {
 async fn started(client: &Client, id: &str) -> Result<(), Status> {
     match client.start(id).await {
         Err(status) if status.code() == Code::FailedPrecondition => {
-            assert_eq!(client.status(id).await.state(), cri::ContainerState::ContainerRunning, "{status:?}");
+            assert_eq!(
+                client.status(id).await.state(),
+                cri::ContainerState::ContainerRunning,
+                "{status:?}"
+            );
             Ok(())
         }
         answer => answer,
@@ -158,7 +194,10 @@ impl Bystander {
         let status = client.status(&self.id).await;
         assert_eq!(status.state(), cri::ContainerState::ContainerRunning);
         assert_eq!(client.container_pid(&self.id).await, self.pid);
-        assert_eq!(client.exec(&self.id, "echo alive", 10).await.expect("ExecSync").stdout, b"alive\n");
+        assert_eq!(
+            client.exec(&self.id, "echo alive", 10).await.expect("ExecSync").stdout,
+            b"alive\n"
+        );
         counted(&log_lines(&logs(machine, "bystander").join("counter.log")));
     }
 
@@ -177,13 +216,27 @@ async fn every_point(machine: &mut Machine, kills: bool, points: impl Iterator<I
     let alone = machine.look();
     for (number, point) in points.enumerate() {
         machine.kill();
-        machine.start_with(&format!("{}@{point}", if kills { "kill" } else { "error" })).await;
-        let mut life = Persistent { machine, kills, struck: 0 };
+        machine
+            .start_with(&format!("{}@{point}", if kills { "kill" } else { "error" }))
+            .await;
+        let mut life = Persistent {
+            machine,
+            kills,
+            struck: 0,
+        };
         life.live(&format!("pod-{number}")).await;
         assert_eq!(life.struck, 1, "{point}: the fault did not strike");
         bystander.noticed_nothing(machine).await;
-        assert_eq!(machine.client().pods().await, [bystander.pod_id.clone()], "{point}");
-        assert_eq!(machine.client().containers().await, [bystander.id.clone()], "{point}");
+        assert_eq!(
+            machine.client().pods().await,
+            std::slice::from_ref(&bystander.pod_id),
+            "{point}"
+        );
+        assert_eq!(
+            machine.client().containers().await,
+            std::slice::from_ref(&bystander.id),
+            "{point}"
+        );
         machine.nothing_is_left_since(&alone);
         eprintln!("{point}: done");
     }

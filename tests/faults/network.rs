@@ -21,7 +21,10 @@ impl Plugins {
         std::fs::create_dir_all(&bin).expect("a directory");
         std::fs::create_dir_all(&confs).expect("a directory");
         let installed = ["/usr/lib/cni", "/opt/cni/bin"].map(Path::new);
-        let installed = installed.into_iter().find(|dir| dir.join("bridge").exists()).expect("CNI plugins are installed");
+        let installed = installed
+            .into_iter()
+            .find(|dir| dir.join("bridge").exists())
+            .expect("CNI plugins are installed");
         for name in ["bridge", "host-local"] {
             symlink(installed.join(name), bin.join(name)).expect("a link");
         }
@@ -61,8 +64,13 @@ impl Plugins {
 
     /// Addresses that are given out.
     fn leases(&self) -> usize {
-        let entries = std::fs::read_dir(self.dir.join("ipam/moody")).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("10.89.")).count()
+        let entries = std::fs::read_dir(self.dir.join("ipam/moody"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("10.89."))
+            .count()
     }
 }
 
@@ -111,7 +119,10 @@ fn a_del_that_fails_is_tried_until_it_succeeds_and_no_address_is_lost() {
         plugins.fail("DEL");
         for _ in 0..2 {
             let refusal = client.stop_pod(&id).await.expect_err("the plugin fails");
-            assert!(refusal.code() == Code::Internal && refusal.message().contains("told to fail"), "{refusal:?}");
+            assert!(
+                refusal.code() == Code::Internal && refusal.message().contains("told to fail"),
+                "{refusal:?}"
+            );
             assert!(!client.is_ready(&id).await);
             client.exited(&container_id).await;
             client.remove_pod(&id).await.expect_err("its address would be lost");
@@ -122,7 +133,11 @@ fn a_del_that_fails_is_tried_until_it_succeeds_and_no_address_is_lost() {
         let client = machine.client();
         client.stop_pod(&id).await.expect_err("the plugin fails");
         assert_eq!(plugins.leases(), 1);
-        assert_eq!(client.pods().await, [id.clone()], "a pod that holds an address is seen");
+        assert_eq!(
+            client.pods().await,
+            std::slice::from_ref(&id),
+            "a pod that holds an address is seen"
+        );
         plugins.obey("DEL");
         client.stop_pod(&id).await.expect("StopPodSandbox");
         assert_eq!(plugins.leases(), 0);
@@ -149,7 +164,11 @@ fn an_add_whose_undoing_fails_is_undone_later() {
             assert_eq!(plugins.leases(), 1);
             plugins.obey("after-ADD");
             // The same request waits for no luck: it says what stands in its way.
-            let refusal = machine.client().run_pod(&config).await.expect_err("its first try still holds an address");
+            let refusal = machine
+                .client()
+                .run_pod(&config)
+                .await
+                .expect_err("its first try still holds an address");
             assert!(refusal.message().contains("told to fail"), "{refusal:?}");
             if !daemon_lives {
                 machine.kill();
@@ -159,7 +178,7 @@ fn an_add_whose_undoing_fails_is_undone_later() {
             let client = machine.client();
             let id = client.run_pod(&config).await.expect("RunPodSandbox");
             assert_eq!(plugins.leases(), 1);
-            assert_eq!(client.pods().await, [id.clone()]);
+            assert_eq!(client.pods().await, std::slice::from_ref(&id));
             client.end_pod(&id).await;
             assert_eq!(plugins.leases(), 0);
             machine.nothing_is_left_since(&before);

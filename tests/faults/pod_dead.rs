@@ -44,7 +44,10 @@ async fn lose_the_monitor(machine: &mut Machine, daemon_lives: bool) {
     let counter = client.launch(&pod_id, &container(machine, "counter", COUNTER)).await;
     let script = format!("setsid sleep 1000 & {STUBBORN}");
     let family = client.launch(&pod_id, &container(machine, "family", &script)).await;
-    let waiting = client.create(&pod_id, &container(machine, "waiting", STUBBORN)).await.expect("CreateContainer");
+    let waiting = client
+        .create(&pod_id, &container(machine, "waiting", STUBBORN))
+        .await
+        .expect("CreateContainer");
     let (monitor, pause) = client.pod_pids(&pod_id).await;
     let mut pids = vec![monitor, pause];
     for id in [&counter, &family, &waiting] {
@@ -72,7 +75,10 @@ async fn lose_the_monitor(machine: &mut Machine, daemon_lives: bool) {
     assert_eq!(zombies(machine.pid()), Vec::<String>::new());
     // All of these are refused or fine, and at once.
     client.exec(&counter, "true", 5).await.expect_err("it does not run");
-    client.create(&pod_id, &container(machine, "late", COUNTER)).await.expect_err("the pod is not ready");
+    client
+        .create(&pod_id, &container(machine, "late", COUNTER))
+        .await
+        .expect_err("the pod is not ready");
     client.start(&waiting).await.expect_err("it is dead");
     client.stop(&counter, 10).await.expect("StopContainer");
     client.remove(&counter).await.expect("RemoveContainer");
@@ -105,10 +111,18 @@ fn a_pause_killed_makes_the_pod_not_ready_and_its_containers_can_be_stopped() {
             ("own-pids-restart", cri::NamespaceMode::Container, false),
         ] {
             let mut pod_config = pod(machine, name);
-            let security = pod_config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            let security = pod_config
+                .linux
+                .get_or_insert_default()
+                .security_context
+                .get_or_insert_default();
             security.namespace_options = Some(namespaces(mode));
             let mut config = container(machine, "counter", COUNTER);
-            let security = config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            let security = config
+                .linux
+                .get_or_insert_default()
+                .security_context
+                .get_or_insert_default();
             security.namespace_options = Some(namespaces(mode));
             let client = machine.client();
             let pod_id = client.run_pod(&pod_config).await.expect("RunPodSandbox");
@@ -123,7 +137,10 @@ fn a_pause_killed_makes_the_pod_not_ready_and_its_containers_can_be_stopped() {
             }
             let client = machine.client();
             until("the pod is not ready", async || !client.is_ready(&pod_id).await).await;
-            client.create(&pod_id, &container(machine, "late", COUNTER)).await.expect_err("the pod is not ready");
+            client
+                .create(&pod_id, &container(machine, "late", COUNTER))
+                .await
+                .expect_err("the pod is not ready");
             // Without its pid namespace's first process a container cannot live; with one of its own it can.
             if mode == cri::NamespaceMode::Pod {
                 assert_eq!(client.exited(&id).await.exit_code, 137);

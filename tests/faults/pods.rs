@@ -12,7 +12,8 @@ use crate::daemon::{Client, Machine, PATIENCE};
 use crate::registry::{Registry, busybox};
 
 /// Counts upwards in its log until it is told to end. No child ever: what is there is always the same.
-pub const COUNTER: &str = "trap 'exit 0' TERM; mkfifo /tmp/f; exec 3<>/tmp/f; i=0; while :; do echo $i; i=$((i+1)); read -t 0.02 x <&3; done";
+pub const COUNTER: &str =
+    "trap 'exit 0' TERM; mkfifo /tmp/f; exec 3<>/tmp/f; i=0; while :; do echo $i; i=$((i+1)); read -t 0.02 x <&3; done";
 
 /// Does nothing until it is told to end.
 pub const IDLER: &str = "trap 'exit 0' TERM; mkfifo /tmp/f; exec 3<>/tmp/f; while :; do read -t 100 x <&3; done";
@@ -30,7 +31,9 @@ pub async fn answer<T>(request: impl Future<Output = Result<Response<T>, Status>
 
 /// As [`answer`], which must be a good one.
 pub async fn granted<T>(request: impl Future<Output = Result<Response<T>, Status>>) -> T {
-    answer(request).await.unwrap_or_else(|status| panic!("{:?}: {}", status.code(), status.message()))
+    answer(request)
+        .await
+        .unwrap_or_else(|status| panic!("{:?}: {}", status.code(), status.message()))
 }
 
 /// Waits until `condition` says so.
@@ -49,7 +52,10 @@ pub async fn start(machine: &mut Machine) -> Registry {
     let reference = registry.offer("toolbox", &[busybox()], json!({"Env": ["PATH=/bin"]}));
     pull(&machine.client(), &reference).await.expect("an honest registry");
     granted(machine.client().images.image_status(cri::ImageStatusRequest {
-        image: Some(cri::ImageSpec { image: reference.clone(), ..Default::default() }),
+        image: Some(cri::ImageSpec {
+            image: reference.clone(),
+            ..Default::default()
+        }),
         verbose: false,
     }))
     .await
@@ -60,9 +66,17 @@ pub async fn start(machine: &mut Machine) -> Registry {
 }
 
 pub async fn pull(client: &Client, reference: &str) -> Result<String, Status> {
-    let image = Some(cri::ImageSpec { image: reference.to_owned(), ..Default::default() });
-    let request = cri::PullImageRequest { image, ..Default::default() };
-    answer(client.images.clone().pull_image(request)).await.map(|answer| answer.image_ref)
+    let image = Some(cri::ImageSpec {
+        image: reference.to_owned(),
+        ..Default::default()
+    });
+    let request = cri::PullImageRequest {
+        image,
+        ..Default::default()
+    };
+    answer(client.images.clone().pull_image(request))
+        .await
+        .map(|answer| answer.image_ref)
 }
 
 /// A pod called `name`, with a host port, labels and a log directory.
@@ -86,14 +100,21 @@ pub fn pod(machine: &Machine, name: &str) -> cri::PodSandboxConfig {
             }),
             ..Default::default()
         }),
-        port_mappings: vec![cri::PortMapping { container_port: 80, host_port: host_port(name), ..Default::default() }],
+        port_mappings: vec![cri::PortMapping {
+            container_port: 80,
+            host_port: host_port(name),
+            ..Default::default()
+        }],
         ..Default::default()
     }
 }
 
 /// Everything the pod's, but the pid namespace as given.
 pub fn namespaces(pid: cri::NamespaceMode) -> cri::NamespaceOption {
-    cri::NamespaceOption { pid: pid as i32, ..Default::default() }
+    cri::NamespaceOption {
+        pid: pid as i32,
+        ..Default::default()
+    }
 }
 
 /// A different port for each name.
@@ -110,8 +131,14 @@ pub fn logs(machine: &Machine, name: &str) -> PathBuf {
 pub fn container(machine: &Machine, name: &str, script: &str) -> cri::ContainerConfig {
     let image = std::fs::read_to_string(machine.dir().join("toolbox")).expect("the toolbox was pulled");
     cri::ContainerConfig {
-        metadata: Some(cri::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
-        image: Some(cri::ImageSpec { image, ..Default::default() }),
+        metadata: Some(cri::ContainerMetadata {
+            name: name.to_owned(),
+            attempt: 0,
+        }),
+        image: Some(cri::ImageSpec {
+            image,
+            ..Default::default()
+        }),
         command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         labels: (0..8).map(|n| (format!("label-{n}"), format!("{n}"))).collect(),
         log_path: format!("{name}.log"),
@@ -128,18 +155,31 @@ pub fn container(machine: &Machine, name: &str, script: &str) -> cri::ContainerC
 
 impl Client {
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Result<String, Status> {
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
-        answer(self.runtime.clone().run_pod_sandbox(request)).await.map(|answer| answer.pod_sandbox_id)
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
+        answer(self.runtime.clone().run_pod_sandbox(request))
+            .await
+            .map(|answer| answer.pod_sandbox_id)
     }
 
     pub async fn create(&self, pod: &str, config: &cri::ContainerConfig) -> Result<String, Status> {
         let pod_sandbox_id = pod.to_owned();
-        let request = cri::CreateContainerRequest { pod_sandbox_id, config: Some(config.clone()), sandbox_config: None };
-        answer(self.runtime.clone().create_container(request)).await.map(|answer| answer.container_id)
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id,
+            config: Some(config.clone()),
+            sandbox_config: None,
+        };
+        answer(self.runtime.clone().create_container(request))
+            .await
+            .map(|answer| answer.container_id)
     }
 
     pub async fn start(&self, id: &str) -> Result<(), Status> {
-        let request = cri::StartContainerRequest { container_id: id.to_owned() };
+        let request = cri::StartContainerRequest {
+            container_id: id.to_owned(),
+        };
         answer(self.runtime.clone().start_container(request)).await.map(drop)
     }
 
@@ -151,34 +191,51 @@ impl Client {
     }
 
     pub async fn stop(&self, id: &str, grace_s: i64) -> Result<(), Status> {
-        let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: grace_s };
+        let request = cri::StopContainerRequest {
+            container_id: id.to_owned(),
+            timeout: grace_s,
+        };
         answer(self.runtime.clone().stop_container(request)).await.map(drop)
     }
 
     pub async fn remove(&self, id: &str) -> Result<(), Status> {
-        let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
+        let request = cri::RemoveContainerRequest {
+            container_id: id.to_owned(),
+        };
         answer(self.runtime.clone().remove_container(request)).await.map(drop)
     }
 
     pub async fn stop_pod(&self, id: &str) -> Result<(), Status> {
-        let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let request = cri::StopPodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
         answer(self.runtime.clone().stop_pod_sandbox(request)).await.map(drop)
     }
 
     pub async fn remove_pod(&self, id: &str) -> Result<(), Status> {
-        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let request = cri::RemovePodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
         answer(self.runtime.clone().remove_pod_sandbox(request)).await.map(drop)
     }
 
     pub async fn exec(&self, id: &str, script: &str, timeout_s: i64) -> Result<cri::ExecSyncResponse, Status> {
         let cmd = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-        let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: timeout_s };
+        let request = cri::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd,
+            timeout: timeout_s,
+        };
         answer(self.runtime.clone().exec_sync(request)).await
     }
 
     pub async fn reopen_log(&self, id: &str) -> Result<(), Status> {
-        let request = cri::ReopenContainerLogRequest { container_id: id.to_owned() };
-        answer(self.runtime.clone().reopen_container_log(request)).await.map(drop)
+        let request = cri::ReopenContainerLogRequest {
+            container_id: id.to_owned(),
+        };
+        answer(self.runtime.clone().reopen_container_log(request))
+            .await
+            .map(drop)
     }
 
     pub async fn status(&self, id: &str) -> cri::ContainerStatus {
@@ -186,13 +243,19 @@ impl Client {
     }
 
     async fn verbose_status(&self, id: &str) -> cri::ContainerStatusResponse {
-        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let request = cri::ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: true,
+        };
         granted(self.runtime.clone().container_status(request)).await
     }
 
     /// Waits until the container has exited.
     pub async fn exited(&self, id: &str) -> cri::ContainerStatus {
-        until("the container exits", async || self.status(id).await.state() == cri::ContainerState::ContainerExited).await;
+        until("the container exits", async || {
+            self.status(id).await.state() == cri::ContainerState::ContainerExited
+        })
+        .await;
         self.status(id).await
     }
 
@@ -203,14 +266,23 @@ impl Client {
 
     /// The pids of the pod's monitor and pause.
     pub async fn pod_pids(&self, id: &str) -> (i32, i32) {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        let request = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: true,
+        };
         let info = granted(self.runtime.clone().pod_sandbox_status(request)).await.info["info"].clone();
         (number(&info, "monitorPid"), number(&info, "pid"))
     }
 
     pub async fn pod_status(&self, id: &str) -> cri::PodSandboxStatus {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        granted(self.runtime.clone().pod_sandbox_status(request)).await.status.expect("a status")
+        let request = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: false,
+        };
+        granted(self.runtime.clone().pod_sandbox_status(request))
+            .await
+            .status
+            .expect("a status")
     }
 
     pub async fn is_ready(&self, id: &str) -> bool {
@@ -219,13 +291,23 @@ impl Client {
 
     /// The ids of all pods.
     pub async fn pods(&self) -> Vec<String> {
-        let listed = granted(self.runtime.clone().list_pod_sandbox(cri::ListPodSandboxRequest::default())).await;
+        let listed = granted(
+            self.runtime
+                .clone()
+                .list_pod_sandbox(cri::ListPodSandboxRequest::default()),
+        )
+        .await;
         listed.items.into_iter().map(|pod| pod.id).collect()
     }
 
     /// The ids of all containers.
     pub async fn containers(&self) -> Vec<String> {
-        let listed = granted(self.runtime.clone().list_containers(cri::ListContainersRequest::default())).await;
+        let listed = granted(
+            self.runtime
+                .clone()
+                .list_containers(cri::ListContainersRequest::default()),
+        )
+        .await;
         listed.containers.into_iter().map(|container| container.id).collect()
     }
 
@@ -255,7 +337,10 @@ pub fn log_lines(path: &Path) -> Vec<String> {
     let contents = text.lines().map(|line| line.splitn(4, ' ').collect::<Vec<_>>());
     contents
         .map(|fields| {
-            assert!(fields.len() == 4 && ["stdout", "stderr"].contains(&fields[1]) && fields[2] == "F", "{fields:?}");
+            assert!(
+                fields.len() == 4 && ["stdout", "stderr"].contains(&fields[1]) && fields[2] == "F",
+                "{fields:?}"
+            );
             fields[3].to_owned()
         })
         .collect()

@@ -47,7 +47,13 @@ impl Registry {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
         let address = listener.local_addr().expect("bound");
-        let state = State { content: HashMap::new(), layers: Vec::new(), conduct: Conduct::Honest, asked: 0, hanging: 0 };
+        let state = State {
+            content: HashMap::new(),
+            layers: Vec::new(),
+            conduct: Conduct::Honest,
+            asked: 0,
+            hanging: 0,
+        };
         let state = Arc::new(Mutex::new(state));
         let shared = state.clone();
         std::thread::spawn(move || {
@@ -65,7 +71,11 @@ impl Registry {
     /// Offers an image of these layers, uncompressed archives. Returns its reference.
     pub fn offer(&self, repository: &str, layers: &[Vec<u8>], settings: Value) -> String {
         let mut state = self.state.lock().unwrap();
-        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let architecture = if cfg!(target_arch = "aarch64") {
+            "arm64"
+        } else {
+            "amd64"
+        };
         let digests: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
         let config = json!({
             "os": "linux", "architecture": architecture, "config": settings,
@@ -86,12 +96,19 @@ impl Registry {
         .into_bytes();
         let blob = |digest: &str| format!("/v2/{repository}/blobs/{digest}");
         for (layer, digest) in layers.iter().zip(&digests) {
-            state.content.insert(blob(digest), ("application/octet-stream", layer.clone()));
+            state
+                .content
+                .insert(blob(digest), ("application/octet-stream", layer.clone()));
             state.layers.push(blob(digest));
         }
-        state.content.insert(blob(&sha256(&config)), ("application/octet-stream", config));
+        state
+            .content
+            .insert(blob(&sha256(&config)), ("application/octet-stream", config));
         for name in ["v1", &sha256(&manifest)] {
-            state.content.insert(format!("/v2/{repository}/manifests/{name}"), (MANIFEST, manifest.clone()));
+            state.content.insert(
+                format!("/v2/{repository}/manifests/{name}"),
+                (MANIFEST, manifest.clone()),
+            );
         }
         format!("{}/{repository}:v1", self.address)
     }
@@ -141,7 +158,10 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
             let mut state = state.lock().unwrap();
             let is_layer = state.layers.contains(&path) && method == "GET";
             state.asked += usize::from(is_layer);
-            (state.content.get(&path).cloned(), if is_layer { state.conduct } else { Conduct::Honest })
+            (
+                state.content.get(&path).cloned(),
+                if is_layer { state.conduct } else { Conduct::Honest },
+            )
         };
         let Some((media_type, bytes)) = entry else {
             writer.write_all(b"HTTP/1.1 404 x\r\ncontent-length: 0\r\n\r\n")?;
@@ -156,10 +176,17 @@ fn serve(stream: TcpStream, state: &Mutex<State>) -> io::Result<()> {
         }
         let status = match from {
             0 => "200 x".to_owned(),
-            _ => format!("206 x\r\ncontent-range: bytes {from}-{}/{}", bytes.len() - 1, bytes.len()),
+            _ => format!(
+                "206 x\r\ncontent-range: bytes {from}-{}/{}",
+                bytes.len() - 1,
+                bytes.len()
+            ),
         };
         write!(writer, "HTTP/1.1 {status}\r\ncontent-length: {}\r\n", body.len())?;
-        write!(writer, "content-type: {media_type}\r\ndocker-content-digest: {digest}\r\n\r\n")?;
+        write!(
+            writer,
+            "content-type: {media_type}\r\ndocker-content-digest: {digest}\r\n\r\n"
+        )?;
         if method == "HEAD" {
             continue;
         }
@@ -193,15 +220,23 @@ pub fn busybox() -> Vec<u8> {
         header.set_entry_type(tar::EntryType::Directory);
         header.set_size(0);
         header.set_mode(0o755);
-        builder.append_data(&mut header, directory, io::empty()).expect("in memory");
+        builder
+            .append_data(&mut header, directory, io::empty())
+            .expect("in memory");
     }
     header.set_entry_type(tar::EntryType::Regular);
     header.set_size(program.len() as u64);
-    builder.append_data(&mut header, "bin/busybox", program.as_slice()).expect("in memory");
-    for name in ["sh", "sleep", "cat", "true", "yes", "head", "seq", "setsid", "dd", "tail", "kill", "mkfifo", "ps"] {
+    builder
+        .append_data(&mut header, "bin/busybox", program.as_slice())
+        .expect("in memory");
+    for name in [
+        "sh", "sleep", "cat", "true", "yes", "head", "seq", "setsid", "dd", "tail", "kill", "mkfifo", "ps",
+    ] {
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
-        builder.append_link(&mut header, format!("bin/{name}"), "busybox").expect("in memory");
+        builder
+            .append_link(&mut header, format!("bin/{name}"), "busybox")
+            .expect("in memory");
     }
     builder.into_inner().expect("in memory")
 }

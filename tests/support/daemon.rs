@@ -57,19 +57,29 @@ impl Machine {
     /// Runs `body` on a new machine. `name` tells machines of one test process apart.
     pub fn test(name: &str, body: impl AsyncFnOnce(&mut Machine) + Send) {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
-        assert!(programs().join("crispd").exists(), "{} is missing: run hack/build", programs().join("crispd").display());
+        assert!(
+            programs().join("crispd").exists(),
+            "{} is missing: run hack/build",
+            programs().join("crispd").display()
+        );
         let outcome = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, || {
-                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root may");
-                mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).expect("our namespace");
-                // Threads of the runtime are born in the namespaces of this one.
-                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-                // What others have mounted goes when they like.
-                unmount_below(&["/tmp", "/var/tmp"].map(Path::new));
-                let mut machine = Machine::new(name);
-                machine.sh("ip link set lo up");
-                runtime.expect("threads").block_on(body(&mut machine));
-            });
+            let thread = std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn_scoped(scope, || {
+                    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("root may");
+                    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+                        .expect("our namespace");
+                    // Threads of the runtime are born in the namespaces of this one.
+                    let runtime = tokio::runtime::Builder::new_multi_thread()
+                        .worker_threads(2)
+                        .enable_all()
+                        .build();
+                    // What others have mounted goes when they like.
+                    unmount_below(&["/tmp", "/var/tmp"].map(Path::new));
+                    let mut machine = Machine::new(name);
+                    machine.sh("ip link set lo up");
+                    runtime.expect("threads").block_on(body(&mut machine));
+                });
             thread.expect("a thread").join()
         });
         if let Err(panic) = outcome {
@@ -82,7 +92,15 @@ impl Machine {
         let cgroup = format!("/crisp-test-{}-{name}", std::process::id());
         let own = Cgroup::create(&hierarchy, &format!("{cgroup}/daemon")).expect("root may");
         let dir = tempfile::tempdir().expect("a directory");
-        Self { dir, cgroup, hierarchy, own, arguments: Vec::new(), child: None, client: None }
+        Self {
+            dir,
+            cgroup,
+            hierarchy,
+            own,
+            arguments: Vec::new(),
+            child: None,
+            client: None,
+        }
     }
 
     /// A directory for the test's own files.
@@ -103,7 +121,11 @@ impl Machine {
     /// What the shell prints; fails with what it complains of.
     pub fn sh(&self, script: &str) -> String {
         let output = Command::new("sh").arg("-ec").arg(script).output().expect("a shell");
-        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{script}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).expect("text")
     }
 
@@ -132,16 +154,32 @@ impl Machine {
 
     /// crispd as it will run.
     pub fn command(&self, fault: &str) -> Command {
-        let out = File::options().create(true).append(true).open(self.log()).expect("a log");
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .expect("a log");
         let mut command = Command::new(programs().join("crispd"));
         command.arg("--dir").arg(self.state_dir());
-        command.args(["--cgroup-parent", &format!("{}/pods", self.cgroup), "--log", "info,crisp=debug"]);
-        command.args(["--network", "embedded"].iter().filter(|_| !self.arguments.iter().any(|a| a == "--network")));
+        command.args([
+            "--cgroup-parent",
+            &format!("{}/pods", self.cgroup),
+            "--log",
+            "info,crisp=debug",
+        ]);
+        command.args(
+            ["--network", "embedded"]
+                .iter()
+                .filter(|_| !self.arguments.iter().any(|a| a == "--network")),
+        );
         command.args(&self.arguments);
         if !fault.is_empty() {
             command.env(crisp::fault::VARIABLE, fault);
         }
-        command.stdin(Stdio::null()).stdout(out.try_clone().expect("a descriptor")).stderr(out);
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().expect("a descriptor"))
+            .stderr(out);
         let joins = self.own.procs_fds().expect("the cgroup is there");
         // SAFETY: between fork and exec only write(2) is called; the descriptors live in the closure.
         unsafe {
@@ -199,10 +237,23 @@ impl Machine {
         assert_eq!(self.ended().await.signal(), Some(libc::SIGKILL));
     }
 
-    /// What there is now: processes, mounts, cgroups, links, rules, files and directories; crispd's open files.
+    /// What there is now, as soon as nothing changes any more: processes, mounts, cgroups, links, rules, files and
+    /// directories; crispd's open files.
     pub fn look(&self) -> Before {
+        let (scope, deadline) = (self.scope(false), Instant::now() + SETTLING);
+        loop {
+            let snapshot = Snapshot::take(&scope);
+            std::thread::sleep(Duration::from_millis(50));
+            if snapshot.diff(&Snapshot::take(&scope)).is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it does not come to rest");
+        }
         let with_files = (self.pid(), Snapshot::take(&self.scope(true)));
-        Before { things: Snapshot::take(&self.scope(false)), with_files }
+        Before {
+            things: Snapshot::take(&self.scope(false)),
+            with_files,
+        }
     }
 
     /// Fails unless everything becomes again as it was.
@@ -239,7 +290,10 @@ impl Drop for Machine {
         if failed {
             let log = fs::read_to_string(self.log()).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("the end of crispd's log:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+            eprintln!(
+                "the end of crispd's log:\n{}",
+                lines[lines.len().saturating_sub(60)..].join("\n")
+            );
         }
         let cgroup = Cgroup::open(&self.hierarchy, &self.cgroup).expect("it was made");
         let killed = cgroup.kill();
@@ -255,7 +309,12 @@ impl Drop for Machine {
 /// Detaches whatever is mounted below one of `dirs` in the namespace of this thread.
 fn unmount_below(dirs: &[&Path]) {
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo").expect("proc");
-    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
+    for point in mounts
+        .lines()
+        .rev()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(Path::new)
+    {
         if dirs.iter().any(|dir| point.starts_with(dir) && point != *dir) {
             // It may have gone by itself.
             let _ = unmount(point, UnmountFlags::DETACH);
@@ -265,7 +324,9 @@ fn unmount_below(dirs: &[&Path]) {
 
 fn programs() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| package.join("target"), PathBuf::from).join("bin")
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| package.join("target"), PathBuf::from)
+        .join("bin")
 }
 
 /// Connects, if somebody serves on `socket`.
@@ -276,8 +337,14 @@ async fn connect(socket: &Path) -> Option<Client> {
         let socket = socket.clone();
         async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    let channel = Endpoint::from_static("http://crispd").connect_with_connector(connector).await.ok()?;
+    let channel = Endpoint::from_static("http://crispd")
+        .connect_with_connector(connector)
+        .await
+        .ok()?;
     let mut runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(LIMIT_BYTES);
     runtime.version(cri::VersionRequest::default()).await.ok()?;
-    Some(Client { runtime, images: ImageServiceClient::new(channel) })
+    Some(Client {
+        runtime,
+        images: ImageServiceClient::new(channel),
+    })
 }

@@ -149,7 +149,10 @@ impl Snapshot {
                 }
             }
         }
-        for process in members.difference(&known.iter().copied().collect()).filter_map(|pid| Process::read(*pid)) {
+        for process in members
+            .difference(&known.iter().copied().collect())
+            .filter_map(|pid| Process::read(*pid))
+        {
             self.add(format!("process {} {}", process.pid, process.command.trim()));
         }
     }
