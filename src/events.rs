@@ -34,7 +34,9 @@ pub struct Events {
 
 impl Default for Events {
     fn default() -> Self {
-        Self { sender: broadcast::channel(CAPACITY).0 }
+        Self {
+            sender: broadcast::channel(CAPACITY).0,
+        }
     }
 }
 
@@ -61,7 +63,12 @@ mod tests {
         let mut slow = events.subscribe();
         for n in 0..=CAPACITY as i64 {
             let id = SandboxId::new("s");
-            events.tell(Event { kind: Kind::Created, id: "c".into(), sandbox_id: id, at_ns: n });
+            events.tell(Event {
+                kind: Kind::Created,
+                id: "c".into(),
+                sandbox_id: id,
+                at_ns: n,
+            });
         }
         assert!(matches!(slow.recv().await, Err(broadcast::error::RecvError::Lagged(1))));
         assert_eq!(slow.recv().await.unwrap().at_ns, 1);

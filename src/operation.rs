@@ -53,12 +53,22 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
                         let result = work.await;
                         sender.send_replace(Some(result));
                     });
-                    slots.insert(key.to_owned(), Slot { request, outcome: outcome.clone() });
+                    slots.insert(
+                        key.to_owned(),
+                        Slot {
+                            request,
+                            outcome: outcome.clone(),
+                        },
+                    );
                     outcome
                 }
             }
         };
-        let result = outcome.wait_for(Option::is_some).await.ok().and_then(|result| result.clone());
+        let result = outcome
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|result| result.clone());
         let mut slots = self.slots.lock().expect("no panic holds it");
         // Another waiter may have taken this slot away already, and a new operation may stand in its place.
         if slots.get(key).is_some_and(|slot| slot.outcome.same_channel(&outcome)) {

@@ -5,8 +5,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const EVERYTHING: &[&str] = &[
-    "api", "config", "container", "cri", "events", "fault", "image", "model", "monitor", "network", "operation", "sandbox",
-    "stats", "store", "streaming", "sys", "undo",
+    "api",
+    "config",
+    "container",
+    "cri",
+    "events",
+    "fault",
+    "image",
+    "model",
+    "monitor",
+    "network",
+    "operation",
+    "sandbox",
+    "stats",
+    "store",
+    "streaming",
+    "sys",
+    "undo",
 ];
 
 /// Room, and the rooms it may use. `oci` may also use libcontainer; nobody else may.
@@ -24,18 +39,57 @@ const TABLE: &[(&str, &[&str])] = &[
     ("network", &["model", "config", "sys", "undo"]),
     ("oci", &["model", "sys"]),
     ("monitor", &["model", "sys", "oci"]),
-    ("container", &["model", "cri", "config", "sys", "undo", "operation", "fault", "store", "events", "image", "monitor"]),
+    (
+        "container",
+        &[
+            "model",
+            "cri",
+            "config",
+            "sys",
+            "undo",
+            "operation",
+            "fault",
+            "store",
+            "events",
+            "image",
+            "monitor",
+        ],
+    ),
     (
         "sandbox",
-        &["model", "cri", "config", "sys", "undo", "operation", "fault", "store", "events", "network", "monitor", "container"],
+        &[
+            "model",
+            "cri",
+            "config",
+            "sys",
+            "undo",
+            "operation",
+            "fault",
+            "store",
+            "events",
+            "network",
+            "monitor",
+            "container",
+        ],
     ),
     ("streaming", &["model", "config", "sys", "store", "monitor"]),
     ("stats", &["model", "cri", "sys", "store", "image"]),
     (
         "api",
         &[
-            "model", "cri", "config", "events", "image", "network", "streaming", "stats", "container", "sandbox",
-            "monitor", "store", "sys",
+            "model",
+            "cri",
+            "config",
+            "events",
+            "image",
+            "network",
+            "streaming",
+            "stats",
+            "container",
+            "sandbox",
+            "monitor",
+            "store",
+            "sys",
         ],
     ),
     ("daemon", EVERYTHING),
@@ -55,7 +109,13 @@ fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
 /// The room of a file: the first part of its path below src.
 fn room_of(path: &Path) -> String {
     let below = path.strip_prefix(src()).expect("below src");
-    let first = below.components().next().expect("a name").as_os_str().to_string_lossy().into_owned();
+    let first = below
+        .components()
+        .next()
+        .expect("a name")
+        .as_os_str()
+        .to_string_lossy()
+        .into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
@@ -65,7 +125,11 @@ fn src() -> PathBuf {
 
 /// The rooms that a text names by `crate::<room>` or `crate::{<room>, ...}`, comments left out.
 fn named(text: &str) -> BTreeSet<String> {
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
     let mut rooms = BTreeSet::new();
     for after in code.split("crate::").skip(1) {
         let room: String = after.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
@@ -113,7 +177,10 @@ fn what_must_stay_in_one_room_stays_there() {
     for file in files {
         let room = room_of(&file);
         let text = fs::read_to_string(&file).expect("readable");
-        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let code: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect();
         let names = |what: &str| code.iter().any(|line| line.contains(what));
         if names("libcontainer::") && !file.ends_with("oci/youki.rs") {
             wrong.push(format!("{}: only oci/youki.rs names libcontainer", file.display()));
@@ -131,5 +198,8 @@ fn what_must_stay_in_one_room_stays_there() {
 #[test]
 fn the_table_sees_an_arrow_that_goes_up() {
     let text = "use crate::{model, sandbox::Sandboxes};\n// crate::api is only spoken of\nlet x = crate::store::now();";
-    assert_eq!(named(text).into_iter().collect::<Vec<_>>(), ["model", "sandbox", "store"]);
+    assert_eq!(
+        named(text).into_iter().collect::<Vec<_>>(),
+        ["model", "sandbox", "store"]
+    );
 }

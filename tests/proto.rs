@@ -15,13 +15,18 @@ fn expected() -> BTreeSet<String> {
             let columns: Vec<&str> = line.split('\t').collect();
             let of = |n: usize| columns.get(n).copied().unwrap_or_default();
             let kind = of(3).replace("map<string,string>", "map<string, string>");
-            format!("{} {} {} {} {}", of(0), of(1), of(2), kind, of(4)).trim_end().to_owned()
+            format!("{} {} {} {} {}", of(0), of(1), of(2), kind, of(4))
+                .trim_end()
+                .to_owned()
         })
         .collect()
 }
 
 fn name_in(package: &str, full: &str) -> String {
-    full.strip_prefix(package).and_then(|rest| rest.strip_prefix('.')).unwrap_or(full).to_owned()
+    full.strip_prefix(package)
+        .and_then(|rest| rest.strip_prefix('.'))
+        .unwrap_or(full)
+        .to_owned()
 }
 
 fn type_of(field: &FieldDescriptor, package: &str) -> String {
@@ -31,7 +36,9 @@ fn type_of(field: &FieldDescriptor, package: &str) -> String {
         other => format!("{other:?}").to_lowercase(),
     };
     if field.is_map() {
-        let Kind::Message(entry) = field.kind() else { panic!("a map field is a message") };
+        let Kind::Message(entry) = field.kind() else {
+            panic!("a map field is a message")
+        };
         let (key, value) = (entry.map_entry_key_field().kind(), entry.map_entry_value_field().kind());
         return format!("map<{}, {}>", scalar(key), scalar(value));
     }
@@ -55,7 +62,9 @@ fn add_message(message: &MessageDescriptor, package: &str, found: &mut BTreeSet<
         let kind = type_of(&field, package).replace(&format!("{owner}."), "");
         found.insert(format!("field {owner} {} {kind} {}", field.name(), field.number()));
     }
-    message.child_messages().for_each(|child| add_message(&child, package, found));
+    message
+        .child_messages()
+        .for_each(|child| add_message(&child, package, found));
     message.child_enums().for_each(|child| add_enum(&child, package, found));
 }
 
@@ -87,7 +96,8 @@ fn actual() -> BTreeSet<String> {
     }
     let files = pool.files().filter(|file| file.package_name() == package);
     for file in files {
-        file.messages().for_each(|message| add_message(&message, package, &mut found));
+        file.messages()
+            .for_each(|message| add_message(&message, package, &mut found));
         file.enums().for_each(|of| add_enum(&of, package, &mut found));
     }
     found
@@ -98,6 +108,9 @@ fn the_proto_is_the_table_field_by_field() {
     let (expected, actual) = (expected(), actual());
     let missing: Vec<_> = expected.difference(&actual).collect();
     let extra: Vec<_> = actual.difference(&expected).collect();
-    assert!(missing.is_empty() && extra.is_empty(), "missing: {missing:#?}\nextra: {extra:#?}");
+    assert!(
+        missing.is_empty() && extra.is_empty(),
+        "missing: {missing:#?}\nextra: {extra:#?}"
+    );
     assert!(actual.len() > 600, "the table was read in full");
 }

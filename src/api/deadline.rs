@@ -43,7 +43,10 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let limit = request.headers().get("grpc-timeout").and_then(|value| parse(value.to_str().ok()?));
+        let limit = request
+            .headers()
+            .get("grpc-timeout")
+            .and_then(|value| parse(value.to_str().ok()?));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let Some(limit) = limit else {

@@ -29,9 +29,12 @@ impl ToCode for SandboxError {
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
             Self::NotReady { .. } => Code::FailedPrecondition,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
-            Self::Lost | Self::Network { .. } | Self::Path { .. } | Self::Cgroup { .. } | Self::Store(_) | Self::Fault(_) => {
-                Code::Internal
-            }
+            Self::Lost
+            | Self::Network { .. }
+            | Self::Path { .. }
+            | Self::Cgroup { .. }
+            | Self::Store(_)
+            | Self::Fault(_) => Code::Internal,
             Self::Connect { .. } => Code::Unavailable,
             Self::Monitor { source, .. } => source.code(),
             Self::Containers { source, .. } => source.code(),
@@ -46,7 +49,9 @@ impl ToCode for ContainerError {
             Self::NotFound { .. } | Self::ImageNotFound { .. } | Self::ImageGone { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
-            Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => Code::FailedPrecondition,
+            Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
+                Code::FailedPrecondition
+            }
             Self::ExecTimeout { .. } | Self::Hung { .. } => Code::DeadlineExceeded,
             Self::Lost
             | Self::StartFailed { .. }

@@ -28,9 +28,24 @@ impl ImageApi {
     }
 
     fn listed(&self, filter: Option<ImageFilter>) -> Vec<Image> {
-        match filter.and_then(|filter| filter.image).filter(|spec| !spec.image.is_empty()) {
-            Some(spec) => self.rooms.images.find(&spec.image).iter().map(|image| to_cri::image(image)).collect(),
-            None => self.rooms.images.list().iter().map(|image| to_cri::image(image)).collect(),
+        match filter
+            .and_then(|filter| filter.image)
+            .filter(|spec| !spec.image.is_empty())
+        {
+            Some(spec) => self
+                .rooms
+                .images
+                .find(&spec.image)
+                .iter()
+                .map(|image| to_cri::image(image))
+                .collect(),
+            None => self
+                .rooms
+                .images
+                .list()
+                .iter()
+                .map(|image| to_cri::image(image))
+                .collect(),
         }
     }
 }
@@ -58,7 +73,12 @@ fn auth(auth: AuthConfig) -> Auth {
 impl ImageService for ImageApi {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Result<Response<ListImagesResponse>, Status> {
         let filter = request.into_inner().filter;
-        respond("ListImages", "", Look, async { Ok(ListImagesResponse { images: self.listed(filter) }) }).await
+        respond("ListImages", "", Look, async {
+            Ok(ListImagesResponse {
+                images: self.listed(filter),
+            })
+        })
+        .await
     }
 
     type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<StreamImagesResponse, Status>> + Send>>;
@@ -89,18 +109,30 @@ impl ImageService for ImageApi {
                 info.insert("info".to_owned(), told.to_string());
             }
             // An image that is not there is no error (CRI).
-            Ok(ImageStatusResponse { image: found.map(|image| to_cri::image(&image)), info })
+            Ok(ImageStatusResponse {
+                image: found.map(|image| to_cri::image(&image)),
+                info,
+            })
         };
         respond("ImageStatus", "", Look, work).await
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Result<Response<PullImageResponse>, Status> {
-        let PullImageRequest { image, auth: credentials, .. } = request.into_inner();
+        let PullImageRequest {
+            image,
+            auth: credentials,
+            ..
+        } = request.into_inner();
         let reference = reference(image)?;
         let work = async {
-            let request = PullRequest { reference: reference.clone(), auth: credentials.map(auth) };
+            let request = PullRequest {
+                reference: reference.clone(),
+                auth: credentials.map(auth),
+            };
             let image_id = self.rooms.images.pull(request).await.map_err(|e| failed(&e))?;
-            Ok(PullImageResponse { image_ref: image_id.to_string() })
+            Ok(PullImageResponse {
+                image_ref: image_id.to_string(),
+            })
         };
         respond("PullImage", &reference, Change, work).await
     }
@@ -117,16 +149,17 @@ impl ImageService for ImageApi {
         respond("RemoveImage", &reference, Change, work).await
     }
 
-    async fn image_fs_info(
-        &self,
-        _: Request<ImageFsInfoRequest>,
-    ) -> Result<Response<ImageFsInfoResponse>, Status> {
+    async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Result<Response<ImageFsInfoResponse>, Status> {
         let work = async {
             let usage = self.rooms.images.fs_usage().await;
             let filesystem = FilesystemUsage {
                 timestamp: now_ns(),
-                fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),
-                used_bytes: Some(UInt64Value { value: usage.used_bytes }),
+                fs_id: Some(FilesystemIdentifier {
+                    mountpoint: usage.mountpoint.display().to_string(),
+                }),
+                used_bytes: Some(UInt64Value {
+                    value: usage.used_bytes,
+                }),
                 inodes_used: Some(UInt64Value { value: usage.inodes }),
             };
             Ok(ImageFsInfoResponse {

@@ -16,7 +16,9 @@ fn labels_hold(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, St
 pub fn takes_sandbox(filter: Option<&cri::PodSandboxFilter>, sandbox: &Sandbox) -> bool {
     filter.is_none_or(|filter| {
         sandbox.record.id.as_str().starts_with(&filter.id)
-            && filter.state.is_none_or(|wanted| wanted.state == i32::from(to_cri::sandbox_state(sandbox)))
+            && filter
+                .state
+                .is_none_or(|wanted| wanted.state == i32::from(to_cri::sandbox_state(sandbox)))
             && labels_hold(&filter.label_selector, &sandbox.record.config.labels)
     })
 }
@@ -36,12 +38,22 @@ pub fn takes_container(filter: Option<&cri::ContainerFilter>, container: &Contai
 
 /// The sandboxes that `filter` takes, oldest first.
 pub fn sandboxes(rooms: &Rooms, filter: Option<&cri::PodSandboxFilter>) -> Vec<cri::PodSandbox> {
-    rooms.sandboxes.list(|sandbox| takes_sandbox(filter, sandbox)).iter().map(|s| to_cri::sandbox(s)).collect()
+    rooms
+        .sandboxes
+        .list(|sandbox| takes_sandbox(filter, sandbox))
+        .iter()
+        .map(|s| to_cri::sandbox(s))
+        .collect()
 }
 
 /// The containers that `filter` takes, oldest first.
 pub fn containers(rooms: &Rooms, filter: Option<&cri::ContainerFilter>) -> Vec<cri::Container> {
-    rooms.containers.list(|container| takes_container(filter, container)).iter().map(|c| to_cri::container(c)).collect()
+    rooms
+        .containers
+        .list(|container| takes_container(filter, container))
+        .iter()
+        .map(|c| to_cri::container(c))
+        .collect()
 }
 
 #[cfg(test)]

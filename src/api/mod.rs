@@ -16,7 +16,7 @@ mod to_cri;
 
 pub use deadline::DeadlineLayer;
 pub use image_service::ImageApi;
-pub use runtime_service::{RuntimeApi, Rooms};
+pub use runtime_service::{Rooms, RuntimeApi};
 
 /// Both ways: a list of a thousand containers is larger than gRPC's 4 MiB.
 pub const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;

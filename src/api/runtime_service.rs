@@ -70,10 +70,16 @@ impl RuntimeService for RuntimeApi {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let verbose = request.into_inner().verbose;
-        respond("Status", "", Look, async { Ok(status::status(&self.rooms, verbose).await) }).await
+        respond("Status", "", Look, async {
+            Ok(status::status(&self.rooms, verbose).await)
+        })
+        .await
     }
 
-    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Result<Response<RuntimeConfigResponse>, Status> {
+    async fn runtime_config(
+        &self,
+        _: Request<RuntimeConfigRequest>,
+    ) -> Result<Response<RuntimeConfigResponse>, Status> {
         respond("RuntimeConfig", "", Look, async { Ok(status::runtime_config()) }).await
     }
 
@@ -84,8 +90,15 @@ impl RuntimeService for RuntimeApi {
         let request = request.into_inner();
         let work = async {
             let config = config_of(request.config, "config")?;
-            let id = self.rooms.sandboxes.run(config, request.runtime_handler).await.map_err(|e| failed(&*e))?;
-            Ok(RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+            let id = self
+                .rooms
+                .sandboxes
+                .run(config, request.runtime_handler)
+                .await
+                .map_err(|e| failed(&*e))?;
+            Ok(RunPodSandboxResponse {
+                pod_sandbox_id: id.to_string(),
+            })
         };
         respond("RunPodSandbox", "", Change, work).await
     }
@@ -118,7 +131,10 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<PodSandboxStatusRequest>,
     ) -> Result<Response<PodSandboxStatusResponse>, Status> {
-        let PodSandboxStatusRequest { pod_sandbox_id: id, verbose } = request.into_inner();
+        let PodSandboxStatusRequest {
+            pod_sandbox_id: id,
+            verbose,
+        } = request.into_inner();
         let work = async { status::pod_sandbox(&self.rooms, &id, verbose) };
         respond("PodSandboxStatus", &id, Look, work).await
     }
@@ -128,7 +144,11 @@ impl RuntimeService for RuntimeApi {
         request: Request<ListPodSandboxRequest>,
     ) -> Result<Response<ListPodSandboxResponse>, Status> {
         let filter = request.into_inner().filter;
-        let work = async { Ok(ListPodSandboxResponse { items: list::sandboxes(&self.rooms, filter.as_ref()) }) };
+        let work = async {
+            Ok(ListPodSandboxResponse {
+                items: list::sandboxes(&self.rooms, filter.as_ref()),
+            })
+        };
         respond("ListPodSandbox", "", Look, work).await
     }
 
@@ -139,7 +159,11 @@ impl RuntimeService for RuntimeApi {
         request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
         let items = list::sandboxes(&self.rooms, request.into_inner().filter.as_ref());
-        let work = async { Ok(stream::batches(items, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })) };
+        let work = async {
+            Ok(stream::batches(items, |pod_sandboxes| StreamPodSandboxesResponse {
+                pod_sandboxes,
+            }))
+        };
         respond("StreamPodSandboxes", "", Look, work).await
     }
 
@@ -147,12 +171,27 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<CreateContainerRequest>,
     ) -> Result<Response<CreateContainerResponse>, Status> {
-        let CreateContainerRequest { pod_sandbox_id, config, sandbox_config: _ } = request.into_inner();
+        let CreateContainerRequest {
+            pod_sandbox_id,
+            config,
+            sandbox_config: _,
+        } = request.into_inner();
         let work = async {
             let config = config_of(config, "config")?;
-            let pod = self.rooms.sandboxes.ready_pod(&pod_sandbox_id).map_err(|e| failed(&e))?;
-            let id = self.rooms.containers.create(pod, config).await.map_err(|e| failed(&*e))?;
-            Ok(CreateContainerResponse { container_id: id.to_string() })
+            let pod = self
+                .rooms
+                .sandboxes
+                .ready_pod(&pod_sandbox_id)
+                .map_err(|e| failed(&e))?;
+            let id = self
+                .rooms
+                .containers
+                .create(pod, config)
+                .await
+                .map_err(|e| failed(&*e))?;
+            Ok(CreateContainerResponse {
+                container_id: id.to_string(),
+            })
         };
         respond("CreateContainer", &pod_sandbox_id, Change, work).await
     }
@@ -173,9 +212,16 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<StopContainerRequest>,
     ) -> Result<Response<StopContainerResponse>, Status> {
-        let StopContainerRequest { container_id: id, timeout } = request.into_inner();
+        let StopContainerRequest {
+            container_id: id,
+            timeout,
+        } = request.into_inner();
         let work = async {
-            self.rooms.containers.stop(&id, seconds(timeout)).await.map_err(|e| failed(&e))?;
+            self.rooms
+                .containers
+                .stop(&id, seconds(timeout))
+                .await
+                .map_err(|e| failed(&e))?;
             Ok(StopContainerResponse {})
         };
         respond("StopContainer", &id, Change, work).await
@@ -198,7 +244,11 @@ impl RuntimeService for RuntimeApi {
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
         let filter = request.into_inner().filter;
-        let work = async { Ok(ListContainersResponse { containers: list::containers(&self.rooms, filter.as_ref()) }) };
+        let work = async {
+            Ok(ListContainersResponse {
+                containers: list::containers(&self.rooms, filter.as_ref()),
+            })
+        };
         respond("ListContainers", "", Look, work).await
     }
 
@@ -209,7 +259,11 @@ impl RuntimeService for RuntimeApi {
         request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
         let items = list::containers(&self.rooms, request.into_inner().filter.as_ref());
-        let work = async { Ok(stream::batches(items, |containers| StreamContainersResponse { containers })) };
+        let work = async {
+            Ok(stream::batches(items, |containers| StreamContainersResponse {
+                containers,
+            }))
+        };
         respond("StreamContainers", "", Look, work).await
     }
 
@@ -217,7 +271,10 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<ContainerStatusRequest>,
     ) -> Result<Response<ContainerStatusResponse>, Status> {
-        let ContainerStatusRequest { container_id: id, verbose } = request.into_inner();
+        let ContainerStatusRequest {
+            container_id: id,
+            verbose,
+        } = request.into_inner();
         let work = async { status::container(&self.rooms, &id, verbose) };
         respond("ContainerStatus", &id, Look, work).await
     }
@@ -226,10 +283,18 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Result<Response<UpdateContainerResourcesResponse>, Status> {
-        let UpdateContainerResourcesRequest { container_id: id, linux, .. } = request.into_inner();
+        let UpdateContainerResourcesRequest {
+            container_id: id,
+            linux,
+            ..
+        } = request.into_inner();
         let work = async {
             let update = config_of(linux, "linux")?;
-            self.rooms.containers.update_resources(&id, &update).await.map_err(|e| failed(&e))?;
+            self.rooms
+                .containers
+                .update_resources(&id, &update)
+                .await
+                .map_err(|e| failed(&e))?;
             Ok(UpdateContainerResourcesResponse {})
         };
         respond("UpdateContainerResources", &id, Change, work).await
@@ -248,9 +313,18 @@ impl RuntimeService for RuntimeApi {
     }
 
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Result<Response<ExecSyncResponse>, Status> {
-        let ExecSyncRequest { container_id: id, cmd, timeout } = request.into_inner();
+        let ExecSyncRequest {
+            container_id: id,
+            cmd,
+            timeout,
+        } = request.into_inner();
         let work = async {
-            let done = self.rooms.containers.exec_sync(&id, &cmd, seconds(timeout)).await.map_err(|e| failed(&e))?;
+            let done = self
+                .rooms
+                .containers
+                .exec_sync(&id, &cmd, seconds(timeout))
+                .await
+                .map_err(|e| failed(&e))?;
             Ok(to_cri::exec_output(done))
         };
         respond("ExecSync", &id, Look, work).await
@@ -274,7 +348,10 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<PortForwardResponse>, Status> {
         let request = request.into_inner();
         let id = request.pod_sandbox_id.clone();
-        respond("PortForward", &id, Look, async { streaming::port_forward(&self.rooms, request) }).await
+        respond("PortForward", &id, Look, async {
+            streaming::port_forward(&self.rooms, request)
+        })
+        .await
     }
 
     async fn container_stats(
@@ -292,7 +369,9 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<ListContainerStatsResponse>, Status> {
         let filter = request.into_inner().filter;
         let work = async {
-            Ok(ListContainerStatsResponse { stats: stats::containers(&self.rooms, filter.as_ref()).await })
+            Ok(ListContainerStatsResponse {
+                stats: stats::containers(&self.rooms, filter.as_ref()).await,
+            })
         };
         respond("ListContainerStats", "", Look, work).await
     }
@@ -304,7 +383,11 @@ impl RuntimeService for RuntimeApi {
         request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
         let items = stats::containers(&self.rooms, request.into_inner().filter.as_ref()).await;
-        let work = async { Ok(stream::batches(items, |container_stats| StreamContainerStatsResponse { container_stats })) };
+        let work = async {
+            Ok(stream::batches(items, |container_stats| StreamContainerStatsResponse {
+                container_stats,
+            }))
+        };
         respond("StreamContainerStats", "", Look, work).await
     }
 
@@ -323,7 +406,9 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<ListPodSandboxStatsResponse>, Status> {
         let filter = request.into_inner().filter;
         let work = async {
-            Ok(ListPodSandboxStatsResponse { stats: stats::pod_sandboxes(&self.rooms, filter.as_ref()).await })
+            Ok(ListPodSandboxStatsResponse {
+                stats: stats::pod_sandboxes(&self.rooms, filter.as_ref()).await,
+            })
         };
         respond("ListPodSandboxStats", "", Look, work).await
     }
@@ -335,8 +420,11 @@ impl RuntimeService for RuntimeApi {
         request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
         let items = stats::pod_sandboxes(&self.rooms, request.into_inner().filter.as_ref()).await;
-        let work =
-            async { Ok(stream::batches(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats })) };
+        let work = async {
+            Ok(stream::batches(items, |pod_sandbox_stats| {
+                StreamPodSandboxStatsResponse { pod_sandbox_stats }
+            }))
+        };
         respond("StreamPodSandboxStats", "", Look, work).await
     }
 
@@ -379,7 +467,9 @@ impl RuntimeService for RuntimeApi {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        missing("ListMetricDescriptors: metrics are missing; ListPodSandboxStats and ListContainerStats have the figures")
+        missing(
+            "ListMetricDescriptors: metrics are missing; ListPodSandboxStats and ListContainerStats have the figures",
+        )
     }
 
     async fn list_pod_sandbox_metrics(

@@ -14,7 +14,11 @@ use crate::sys::cgroup::Cgroup;
 /// ContainerStats.
 pub async fn container(rooms: &Rooms, id: &str) -> Result<cri::ContainerStatsResponse, Status> {
     let container = rooms.containers.find(id).map_err(|e| failed(&e))?;
-    let stats = rooms.stats.container(container_target(rooms, &container)?).await.map_err(|e| failed(&e))?;
+    let stats = rooms
+        .stats
+        .container(container_target(rooms, &container)?)
+        .await
+        .map_err(|e| failed(&e))?;
     Ok(cri::ContainerStatsResponse { stats: Some(stats) })
 }
 
@@ -28,14 +32,21 @@ pub async fn containers(rooms: &Rooms, filter: Option<&cri::ContainerStatsFilter
     });
     let wanted = |container: &Container| takes_container(filter.as_ref(), container) && has_processes(container);
     let found = rooms.containers.list(wanted);
-    let targets = found.iter().filter_map(|container| container_target(rooms, container).ok()).collect();
+    let targets = found
+        .iter()
+        .filter_map(|container| container_target(rooms, container).ok())
+        .collect();
     rooms.stats.containers(targets).await
 }
 
 /// PodSandboxStats.
 pub async fn pod_sandbox(rooms: &Rooms, id: &str) -> Result<cri::PodSandboxStatsResponse, Status> {
     let sandbox = rooms.sandboxes.find(id).map_err(|e| failed(&e))?;
-    let stats = rooms.stats.pod(pod_target(rooms, &sandbox)?).await.map_err(|e| failed(&e))?;
+    let stats = rooms
+        .stats
+        .pod(pod_target(rooms, &sandbox)?)
+        .await
+        .map_err(|e| failed(&e))?;
     Ok(cri::PodSandboxStatsResponse { stats: Some(stats) })
 }
 
@@ -46,8 +57,13 @@ pub async fn pod_sandboxes(rooms: &Rooms, filter: Option<&cri::PodSandboxStatsFi
         label_selector: filter.label_selector.clone(),
         state: None,
     });
-    let found = rooms.sandboxes.list(|sandbox| sandbox.is_ready() && takes_sandbox(filter.as_ref(), sandbox));
-    let targets = found.iter().filter_map(|sandbox| pod_target(rooms, sandbox).ok()).collect();
+    let found = rooms
+        .sandboxes
+        .list(|sandbox| sandbox.is_ready() && takes_sandbox(filter.as_ref(), sandbox));
+    let targets = found
+        .iter()
+        .filter_map(|sandbox| pod_target(rooms, sandbox).ok())
+        .collect();
     rooms.stats.pods(targets).await
 }
 
@@ -80,7 +96,9 @@ fn pod_target(rooms: &Rooms, sandbox: &Sandbox) -> Result<PodTarget, Status> {
         cgroup: Some(open(rooms, &record.cgroup_parent)?),
         own_cgroup: open(rooms, &record.cgroup())?,
         network: network.map(|(netns, pause)| NetworkTarget { pid: pause.pid, netns }),
-        containers: running.map(|container| container_target(rooms, container)).collect::<Result<_, _>>()?,
+        containers: running
+            .map(|container| container_target(rooms, container))
+            .collect::<Result<_, _>>()?,
         attributes: cri::PodSandboxAttributes {
             id: record.id.to_string(),
             metadata: record.config.metadata.clone(),

@@ -22,7 +22,9 @@ pub fn version() -> cri::VersionResponse {
 
 /// RuntimeConfig: crisp manages cgroups by files, below the paths that the kubelet names.
 pub fn runtime_config() -> cri::RuntimeConfigResponse {
-    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+    let linux = cri::LinuxRuntimeConfiguration {
+        cgroup_driver: cri::CgroupDriver::Cgroupfs.into(),
+    };
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }
 
@@ -48,7 +50,10 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
         info,
         runtime_handlers: vec![cri::RuntimeHandler {
             name: String::new(),
-            features: Some(cri::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
+            features: Some(cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: true,
+                user_namespaces: false,
+            }),
         }],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -78,7 +83,10 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
     Ok(cri::PodSandboxStatusResponse {
         status: Some(to_cri::sandbox_status(&sandbox)),
         info,
-        containers_statuses: containers.iter().map(|container| to_cri::container_status(container)).collect(),
+        containers_statuses: containers
+            .iter()
+            .map(|container| to_cri::container_status(container))
+            .collect(),
         timestamp: now_ns(),
     })
 }
@@ -97,5 +105,8 @@ pub fn container(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::Containe
         });
         info.insert("info".to_owned(), told.to_string());
     }
-    Ok(cri::ContainerStatusResponse { status: Some(to_cri::container_status(&container)), info })
+    Ok(cri::ContainerStatusResponse {
+        status: Some(to_cri::container_status(&container)),
+        info,
+    })
 }

@@ -41,11 +41,19 @@ mod tests {
 
     #[test]
     fn every_item_comes_once_and_no_batch_is_too_heavy() {
-        let item = |n: usize| crate::cri::Container { id: format!("{n}"), image_ref: "x".repeat(300_000), ..Default::default() };
+        let item = |n: usize| crate::cri::Container {
+            id: format!("{n}"),
+            image_ref: "x".repeat(300_000),
+            ..Default::default()
+        };
         let batches = split((0..10).map(item).collect::<Vec<_>>());
         let ids: Vec<_> = batches.iter().flatten().map(|container| container.id.clone()).collect();
         assert_eq!(ids, (0..10).map(|n| n.to_string()).collect::<Vec<_>>());
-        assert!(batches.iter().all(|batch| batch.iter().map(Message::encoded_len).sum::<usize>() <= BATCH_BYTES));
+        assert!(
+            batches
+                .iter()
+                .all(|batch| batch.iter().map(Message::encoded_len).sum::<usize>() <= BATCH_BYTES)
+        );
         assert!(split(Vec::<crate::cri::Container>::new()).is_empty());
     }
 }

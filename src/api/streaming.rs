@@ -16,39 +16,81 @@ use crate::streaming::{Cause, Command, Dial, Next, Process, Running, Wants};
 const ATTACH_DRAIN: Duration = Duration::from_secs(5);
 
 pub fn exec(rooms: &Rooms, request: cri::ExecRequest) -> Result<cri::ExecResponse, Status> {
-    let cri::ExecRequest { container_id: id, cmd, tty, stdin, stdout, stderr } = request;
-    let wants = check(Wants { stdin, stdout, stderr, tty })?;
+    let cri::ExecRequest {
+        container_id: id,
+        cmd,
+        tty,
+        stdin,
+        stdout,
+        stderr,
+    } = request;
+    let wants = check(Wants {
+        stdin,
+        stdout,
+        stderr,
+        tty,
+    })?;
     if cmd.is_empty() {
         return Err(Status::invalid_argument("cmd is missing"));
     }
     rooms.containers.check_running(&id).map_err(|e| failed(&e))?;
-    let command = Exec { containers: rooms.containers.clone(), id, cmd, wants };
+    let command = Exec {
+        containers: rooms.containers.clone(),
+        id,
+        cmd,
+        wants,
+    };
     let url = rooms.streaming.exec(wants, command).map_err(|e| failed(&e))?;
     Ok(cri::ExecResponse { url })
 }
 
 pub fn attach(rooms: &Rooms, request: cri::AttachRequest) -> Result<cri::AttachResponse, Status> {
-    let cri::AttachRequest { container_id: id, stdin, tty, stdout, stderr } = request;
-    let wants = check(Wants { stdin, stdout, stderr, tty })?;
+    let cri::AttachRequest {
+        container_id: id,
+        stdin,
+        tty,
+        stdout,
+        stderr,
+    } = request;
+    let wants = check(Wants {
+        stdin,
+        stdout,
+        stderr,
+        tty,
+    })?;
     rooms.containers.check_running(&id).map_err(|e| failed(&e))?;
-    let command = Attach { containers: rooms.containers.clone(), id, wants };
+    let command = Attach {
+        containers: rooms.containers.clone(),
+        id,
+        wants,
+    };
     let url = rooms.streaming.attach(wants, command).map_err(|e| failed(&e))?;
     Ok(cri::AttachResponse { url })
 }
 
 pub fn port_forward(rooms: &Rooms, request: cri::PortForwardRequest) -> Result<cri::PortForwardResponse, Status> {
-    let ports = request.port.iter().map(|port| u16::try_from(*port).ok().filter(|port| *port != 0));
-    let ports = ports.collect::<Option<Vec<u16>>>().ok_or_else(|| Status::invalid_argument("port: 1 to 65535"))?;
+    let ports = request
+        .port
+        .iter()
+        .map(|port| u16::try_from(*port).ok().filter(|port| *port != 0));
+    let ports = ports
+        .collect::<Option<Vec<u16>>>()
+        .ok_or_else(|| Status::invalid_argument("port: 1 to 65535"))?;
     let id = request.pod_sandbox_id;
     rooms.sandboxes.ready_pod(&id).map_err(|e| failed(&e))?;
-    let dial = PortForward { sandboxes: rooms.sandboxes.clone(), id };
+    let dial = PortForward {
+        sandboxes: rooms.sandboxes.clone(),
+        id,
+    };
     let url = rooms.streaming.port_forward(ports, dial).map_err(|e| failed(&e))?;
     Ok(cri::PortForwardResponse { url })
 }
 
 fn check(wants: Wants) -> Result<Wants, Status> {
     if wants.tty && wants.stderr {
-        return Err(Status::invalid_argument("tty and stderr cannot both be true: a terminal has one output"));
+        return Err(Status::invalid_argument(
+            "tty and stderr cannot both be true: a terminal has one output",
+        ));
     }
     if !(wants.stdin || wants.stdout || wants.stderr) {
         return Err(Status::invalid_argument("one of stdin, stdout and stderr must be true"));
@@ -66,8 +108,18 @@ struct Exec {
 #[tonic::async_trait]
 impl Command for Exec {
     async fn start(self: Box<Self>) -> Result<Running, Cause> {
-        let Wants { stdin, stdout, stderr, tty } = self.wants;
-        let streams = ExecStreams { stdin, stdout, stderr, tty };
+        let Wants {
+            stdin,
+            stdout,
+            stderr,
+            tty,
+        } = self.wants;
+        let streams = ExecStreams {
+            stdin,
+            stdout,
+            stderr,
+            tty,
+        };
         let (process, pipes) = self.containers.exec(&self.id, &self.cmd, streams).await?;
         Ok(Running {
             stdin: pipes.stdin,
@@ -107,7 +159,9 @@ struct Attach {
 #[tonic::async_trait]
 impl Command for Attach {
     async fn start(self: Box<Self>) -> Result<Running, Cause> {
-        let Wants { stdin, stdout, stderr, .. } = self.wants;
+        let Wants {
+            stdin, stdout, stderr, ..
+        } = self.wants;
         let (attachment, pipes) = self.containers.attach(&self.id, stdin, stdout, stderr).await?;
         Ok(Running {
             stdin: pipes.stdin,
@@ -132,7 +186,11 @@ impl Process for Attachment {
     }
 
     async fn stdin_ended(&mut self) -> Next {
-        if self.input_ended().await { Next::Stay } else { Next::Detach }
+        if self.input_ended().await {
+            Next::Stay
+        } else {
+            Next::Detach
+        }
     }
 
     fn left(&mut self) -> Next {

@@ -12,7 +12,11 @@ const EXEC_FRAME_BYTES: usize = 64;
 
 /// `PodSandbox.state`.
 pub fn sandbox_state(sandbox: &Sandbox) -> cri::PodSandboxState {
-    if sandbox.is_ready() { cri::PodSandboxState::SandboxReady } else { cri::PodSandboxState::SandboxNotready }
+    if sandbox.is_ready() {
+        cri::PodSandboxState::SandboxReady
+    } else {
+        cri::PodSandboxState::SandboxNotready
+    }
 }
 
 /// A sandbox, as listed.
@@ -44,7 +48,9 @@ pub fn sandbox_status(sandbox: &Sandbox) -> cri::PodSandboxStatus {
         created_at: record.created_at_ns,
         network: Some(network.unwrap_or_default()),
         linux: Some(cri::LinuxPodSandboxStatus {
-            namespaces: Some(cri::Namespace { options: Some(namespace_options(&record.config)) }),
+            namespaces: Some(cri::Namespace {
+                options: Some(namespace_options(&record.config)),
+            }),
         }),
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
@@ -98,8 +104,15 @@ pub fn container_status(container: &Container) -> cri::ContainerStatus {
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
         mounts: record.config.mounts.clone(),
-        log_path: record.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        resources: Some(cri::ContainerResources { linux: Some(container.resources()), windows: None }),
+        log_path: record
+            .log_path
+            .as_ref()
+            .map(|path| path.display().to_string())
+            .unwrap_or_default(),
+        resources: Some(cri::ContainerResources {
+            linux: Some(container.resources()),
+            windows: None,
+        }),
         image_id: record.image_id.to_string(),
         user: Some(record.user.clone()),
         stop_signal: stop_signal::to_cri(record.stop_signal).into(),
@@ -119,12 +132,20 @@ fn reason(exit: &Exit) -> String {
 /// What a command did, cut to what a message may weigh: CRI wants output without end to be no error. Of two long
 /// streams each keeps half, a short one all.
 pub fn exec_output(output: ExecOutput) -> cri::ExecSyncResponse {
-    let ExecOutput { mut stdout, mut stderr, exit_code } = output;
+    let ExecOutput {
+        mut stdout,
+        mut stderr,
+        exit_code,
+    } = output;
     let room = super::MESSAGE_LIMIT_BYTES - EXEC_FRAME_BYTES;
     let of_stdout = room.saturating_sub(stderr.len()).max(room / 2);
     stdout.truncate(of_stdout);
     stderr.truncate(room - stdout.len());
-    cri::ExecSyncResponse { stdout, stderr, exit_code }
+    cri::ExecSyncResponse {
+        stdout,
+        stderr,
+        exit_code,
+    }
 }
 
 /// An image.

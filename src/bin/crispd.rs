@@ -63,8 +63,15 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     let filter = EnvFilter::try_new(&arguments.log)?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    let file = arguments.config.clone().unwrap_or_else(|| "/etc/crisp/crisp.toml".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let file = arguments
+        .config
+        .clone()
+        .unwrap_or_else(|| "/etc/crisp/crisp.toml".into());
     let raw = config::read(&file, arguments.config.is_some())?;
     let flags = Overrides {
         dir: arguments.dir,

@@ -141,9 +141,17 @@ pub fn read(file: &Path, required: bool) -> Result<Raw, ConfigError> {
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => return Ok(Raw::default()),
-        Err(source) => return Err(ConfigError::Read { path: file.to_owned(), source }),
+        Err(source) => {
+            return Err(ConfigError::Read {
+                path: file.to_owned(),
+                source,
+            });
+        }
     };
-    toml::from_str(&text).map_err(|source| ConfigError::Parse { path: file.to_owned(), source })
+    toml::from_str(&text).map_err(|source| ConfigError::Parse {
+        path: file.to_owned(),
+        source,
+    })
 }
 
 /// A short name for an instance below `dir`, fit for interface and table names: eight hexadecimal digits.
@@ -157,29 +165,51 @@ fn instance_of(dir: &Path) -> String {
 /// Puts flags over `raw` and checks everything; every mistake is in the one error.
 pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
     let dir = flags.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir));
-    let root = dir.as_ref().map(|d| d.join("lib")).or(raw.root).unwrap_or_else(|| "/var/lib/crisp".into());
-    let run = dir.as_ref().map(|d| d.join("run")).or(raw.run).unwrap_or_else(|| "/run/crisp".into());
+    let root = dir
+        .as_ref()
+        .map(|d| d.join("lib"))
+        .or(raw.root)
+        .unwrap_or_else(|| "/var/lib/crisp".into());
+    let run = dir
+        .as_ref()
+        .map(|d| d.join("run"))
+        .or(raw.run)
+        .unwrap_or_else(|| "/run/crisp".into());
     let instance = dir.as_deref().map(instance_of).unwrap_or_default();
     let own_socket = dir.is_some().then(|| run.join("crisp.sock"));
     let config = Config {
-        socket: flags.socket.or(own_socket).or(raw.socket).unwrap_or_else(|| run.join("crisp.sock")),
+        socket: flags
+            .socket
+            .or(own_socket)
+            .or(raw.socket)
+            .unwrap_or_else(|| run.join("crisp.sock")),
         root,
         run,
         lib_dir: flags.lib_dir.or(raw.lib_dir),
-        cgroup_parent: flags.cgroup_parent.or(raw.cgroup_parent).unwrap_or_else(|| match instance.as_str() {
-            "" => "/crisp".to_owned(),
-            instance => format!("/crisp-{instance}"),
-        }),
+        cgroup_parent: flags
+            .cgroup_parent
+            .or(raw.cgroup_parent)
+            .unwrap_or_else(|| match instance.as_str() {
+                "" => "/crisp".to_owned(),
+                instance => format!("/crisp-{instance}"),
+            }),
         registry_config_dirs: match (flags.registry_config_dir, raw.image.registry_config_dirs) {
             (Some(dir), _) => vec![dir],
             (None, Some(dirs)) => dirs,
-            (None, None) => ["crisp", "containerd", "docker"].map(|who| format!("/etc/{who}/certs.d").into()).into(),
+            (None, None) => ["crisp", "containerd", "docker"]
+                .map(|who| format!("/etc/{who}/certs.d").into())
+                .into(),
         },
         pinned: raw.image.pinned,
         network: flags.network.or(raw.network.backend).unwrap_or(NetworkBackend::Auto),
-        cni_conf_dir: flags.cni_conf_dir.or(raw.network.cni_conf_dir).unwrap_or_else(|| "/etc/cni/net.d".into()),
+        cni_conf_dir: flags
+            .cni_conf_dir
+            .or(raw.network.cni_conf_dir)
+            .unwrap_or_else(|| "/etc/cni/net.d".into()),
         cni_bin_dirs: if flags.cni_bin_dirs.is_empty() {
-            raw.network.cni_bin_dirs.unwrap_or_else(|| vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()])
+            raw.network
+                .cni_bin_dirs
+                .unwrap_or_else(|| vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()])
         } else {
             flags.cni_bin_dirs
         },
@@ -206,14 +236,28 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             mistakes.push(format!("{key} must be an absolute path, not {}", path.display()));
         }
     }
-    for path in config.registry_config_dirs.iter().chain(&config.cni_bin_dirs).filter(|path| !path.is_absolute()) {
-        mistakes.push(format!("{} in a list of directories must be an absolute path", path.display()));
+    for path in config
+        .registry_config_dirs
+        .iter()
+        .chain(&config.cni_bin_dirs)
+        .filter(|path| !path.is_absolute())
+    {
+        mistakes.push(format!(
+            "{} in a list of directories must be an absolute path",
+            path.display()
+        ));
     }
     if !config.cgroup_parent.starts_with('/') || config.cgroup_parent.split('/').any(|part| part == "..") {
-        mistakes.push(format!("cgroup_parent must be an absolute path without .., not {}", config.cgroup_parent));
+        mistakes.push(format!(
+            "cgroup_parent must be an absolute path without .., not {}",
+            config.cgroup_parent
+        ));
     }
     if config.bridge.is_empty() || config.bridge.len() > 15 || config.bridge.contains(['/', ' ']) {
-        mistakes.push(format!("network.bridge must be an interface name of 1 to 15 bytes, not {:?}", config.bridge));
+        mistakes.push(format!(
+            "network.bridge must be an interface name of 1 to 15 bytes, not {:?}",
+            config.bridge
+        ));
     }
     if !(256..=1024 * 1024).contains(&config.log_line_max_bytes) {
         mistakes.push(format!(
@@ -221,7 +265,11 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             config.log_line_max_bytes
         ));
     }
-    if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(mistakes)) }
+    if mistakes.is_empty() {
+        Ok(config)
+    } else {
+        Err(ConfigError::Invalid(mistakes))
+    }
 }
 
 #[cfg(test)]
@@ -238,7 +286,10 @@ mod tests {
     #[test]
     fn two_directories_are_two_instances_that_share_nothing() {
         let at = |dir: &str| {
-            let flags = Overrides { dir: Some(dir.into()), ..Overrides::default() };
+            let flags = Overrides {
+                dir: Some(dir.into()),
+                ..Overrides::default()
+            };
             validate(Raw::default(), flags).expect("valid")
         };
         let (a, b) = (at("/tmp/a"), at("/tmp/b"));

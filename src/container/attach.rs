@@ -42,7 +42,8 @@ impl Containers {
         let tty = container.record.config.tty;
         let pipe = |wanted: bool, stream: &'static str| {
             let made = wanted.then(output_pipe).transpose();
-            made.map_err(ContainerError::path("make a pipe for", stream)).map(Option::unzip)
+            made.map_err(ContainerError::path("make a pipe for", stream))
+                .map(Option::unzip)
         };
         let (out_read, out_write) = pipe(stdout || (tty && stderr), "stdout")?;
         let (err_read, err_write) = pipe(stderr && !tty, "stderr")?;
@@ -56,8 +57,19 @@ impl Containers {
             .await
             .map_err(ContainerError::monitor("attach", &container.record.id))?;
         let state = container.state.subscribe();
-        let pipes = AttachPipes { stdin: input.filter(|_| stdin), stdout: out_read, stderr: err_read };
-        Ok((Attachment { container, state, monitor }, pipes))
+        let pipes = AttachPipes {
+            stdin: input.filter(|_| stdin),
+            stdout: out_read,
+            stderr: err_read,
+        };
+        Ok((
+            Attachment {
+                container,
+                state,
+                monitor,
+            },
+            pipes,
+        ))
     }
 }
 

@@ -53,9 +53,10 @@ impl Containers {
         let work = || async move { this.create_named(key, pod, config).await.map_err(Arc::new) };
         match self.creating.run(&name, request, work).await {
             Ok(result) => result,
-            Err(OperationError::Conflict) => {
-                Err(Arc::new(ContainerError::NameBusy { name: metadata.name, sandbox_id }))
-            }
+            Err(OperationError::Conflict) => Err(Arc::new(ContainerError::NameBusy {
+                name: metadata.name,
+                sandbox_id,
+            })),
             Err(OperationError::Lost) => Err(Arc::new(ContainerError::Lost)),
         }
     }
@@ -118,7 +119,9 @@ impl Containers {
         undo.push("container directories", {
             let (store, sandbox_id, id) = (store.clone(), sandbox_id.clone(), id.clone());
             move || async move {
-                blocking(move || store.remove_container(&sandbox_id, &id)).await.map_err(|error| chain(&error))
+                blocking(move || store.remove_container(&sandbox_id, &id))
+                    .await
+                    .map_err(|error| chain(&error))
             }
         });
         let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
@@ -168,8 +171,9 @@ impl Containers {
         };
         let request = ContainerSpec {
             container_id: id.to_string(),
-            spec: serde_json::to_vec(&built.spec)
-                .map_err(|error| ContainerError::Invalid { what: format!("OCI spec: {error}") })?,
+            spec: serde_json::to_vec(&built.spec).map_err(|error| ContainerError::Invalid {
+                what: format!("OCI spec: {error}"),
+            })?,
             policy: Some(self.monitor_policy(&built.policy)?),
             tty: record.config.tty,
             stdin: record.config.stdin,
@@ -184,20 +188,34 @@ impl Containers {
             cgroup_dir: cgroup.directory,
             log,
             oom_events,
-            namespaces: target.into_iter().map(|namespace| (NamespaceKind::Pid, namespace)).collect(),
+            namespaces: target
+                .into_iter()
+                .map(|namespace| (NamespaceKind::Pid, namespace))
+                .collect(),
         };
         let created = pod.monitor.create_container(request, fds).await;
         let process = created.map_err(ContainerError::monitor("create the process", id))?;
         undo.push("process of the container", {
             let (monitor, id) = (pod.monitor.clone(), id.clone());
             move || async move {
-                monitor.signal(&id, libc::SIGKILL).await.map_err(|error| chain(&error))?;
+                monitor
+                    .signal(&id, libc::SIGKILL)
+                    .await
+                    .map_err(|error| chain(&error))?;
                 monitor.forget(&id).await.map_err(|error| chain(&error))
             }
         });
         fault::point("create: process made").await?;
-        let process = Process { pid: process.pid, start_time: process.start_time };
-        let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+        let process = Process {
+            pid: process.pid,
+            start_time: process.start_time,
+        };
+        let resources = record
+            .config
+            .linux
+            .as_ref()
+            .and_then(|linux| linux.resources.clone())
+            .unwrap_or_default();
         let container = Arc::new(Container {
             record,
             state: watch::Sender::new(State::Created { process }),
@@ -207,16 +225,34 @@ impl Containers {
             _lease: Some(lease),
             inherited: Inherited::default(),
         });
-        self.index.write().expect("no panic holds it").insert(id.clone(), container.clone());
+        self.index
+            .write()
+            .expect("no panic holds it")
+            .insert(id.clone(), container.clone());
         self.record_status(&container, ContainerPhase::Created).await;
         Ok(container)
     }
 
     fn image_of(&self, config: &cri::ContainerConfig) -> Result<(Arc<Image>, Lease), ContainerError> {
-        let reference = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
-        let image = self.parts.images.find(&reference).ok_or(ContainerError::ImageNotFound { reference })?;
+        let reference = config
+            .image
+            .as_ref()
+            .map(|image| image.image.clone())
+            .unwrap_or_default();
+        if reference.is_empty() {
+            return Err(ContainerError::Invalid {
+                what: "container config: image is missing".to_owned(),
+            });
+        }
+        let image = self
+            .parts
+            .images
+            .find(&reference)
+            .ok_or(ContainerError::ImageNotFound { reference })?;
         let lease = self.parts.images.hold(&image.id);
-        let lease = lease.ok_or_else(|| ContainerError::ImageGone { image_id: image.id.clone() })?;
+        let lease = lease.ok_or_else(|| ContainerError::ImageGone {
+            image_id: image.id.clone(),
+        })?;
         Ok((image, lease))
     }
 
@@ -264,7 +300,10 @@ impl Containers {
         roots
             .filter_map(|root| {
                 let name = root.file_name()?.to_str()?.to_owned();
-                Some(CgroupMount { name, path: root.join(cgroup.trim_start_matches('/')) })
+                Some(CgroupMount {
+                    name,
+                    path: root.join(cgroup.trim_start_matches('/')),
+                })
             })
             .collect()
     }
@@ -298,7 +337,10 @@ impl Containers {
             return Ok(None);
         };
         let target = self.find(&options.target_id)?;
-        let process = target.state().process().filter(|_| target.record.sandbox_id == pod.record.id);
+        let process = target
+            .state()
+            .process()
+            .filter(|_| target.record.sandbox_id == pod.record.id);
         let Some(process) = process else {
             let what = format!("target container {} does not run in this pod", target.record.id);
             return Err(ContainerError::Invalid { what });

@@ -18,7 +18,12 @@ pub enum ContainerError {
     #[error("{what}")]
     Invalid { what: String },
     #[error("container name {name:?} attempt {attempt} of pod {sandbox_id} belongs to container {container_id}")]
-    NameTaken { name: String, attempt: u32, sandbox_id: SandboxId, container_id: ContainerId },
+    NameTaken {
+        name: String,
+        attempt: u32,
+        sandbox_id: SandboxId,
+        container_id: ContainerId,
+    },
     #[error("another request is creating a different container named {name:?} in pod {sandbox_id}")]
     NameBusy { name: String, sandbox_id: SandboxId },
     #[error("creating the container ended without a result")]
@@ -28,7 +33,11 @@ pub enum ContainerError {
     #[error("image {image_id} was removed meanwhile")]
     ImageGone { image_id: ImageId },
     #[error("container {container_id} is {state}, not {needed}")]
-    WrongState { container_id: ContainerId, state: &'static str, needed: &'static str },
+    WrongState {
+        container_id: ContainerId,
+        state: &'static str,
+        needed: &'static str,
+    },
     #[error("container {container_id} cannot start: {message}")]
     StartFailed { container_id: ContainerId, message: String },
     #[error("the monitor of container {container_id}'s pod is gone")]
@@ -38,17 +47,37 @@ pub enum ContainerError {
     #[error("container {container_id} has no log")]
     NoLog { container_id: ContainerId },
     #[error("command {command:?} in container {container_id} did not end within {seconds} s")]
-    ExecTimeout { container_id: ContainerId, command: String, seconds: i64 },
+    ExecTimeout {
+        container_id: ContainerId,
+        command: String,
+        seconds: i64,
+    },
     #[error("container {container_id} did not end although it was killed")]
     Unkillable { container_id: ContainerId },
     #[error("{op} {} took longer than {seconds} s", path.display())]
-    Hung { op: &'static str, path: PathBuf, seconds: u64 },
+    Hung {
+        op: &'static str,
+        path: PathBuf,
+        seconds: u64,
+    },
     #[error("{op} for container {container_id}")]
-    Monitor { op: &'static str, container_id: ContainerId, source: MonitorError },
+    Monitor {
+        op: &'static str,
+        container_id: ContainerId,
+        source: MonitorError,
+    },
     #[error("{op} {}", path.display())]
-    Path { op: &'static str, path: PathBuf, source: io::Error },
+    Path {
+        op: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("cgroup {path}: {op}")]
-    Cgroup { op: &'static str, path: String, source: io::Error },
+    Cgroup {
+        op: &'static str,
+        path: String,
+        source: io::Error,
+    },
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("seccomp profile")]
@@ -69,6 +98,10 @@ impl ContainerError {
     /// A closure for `map_err` that says what was asked of the monitor.
     pub(super) fn monitor(op: &'static str, container_id: &ContainerId) -> impl FnOnce(MonitorError) -> Self {
         let container_id = container_id.clone();
-        move |source| Self::Monitor { op, container_id, source }
+        move |source| Self::Monitor {
+            op,
+            container_id,
+            source,
+        }
     }
 }

@@ -64,7 +64,15 @@ impl Containers {
             let failed = ContainerError::path("take over the terminal of a command in", container_id.as_str());
             let pipes = terminal_pipes(running.terminal.as_ref(), streams).map_err(failed)?;
             let terminal = running.terminal.take();
-            return Ok((ExecProcess { container_id, running, terminal, leash: Some(leash) }, pipes));
+            return Ok((
+                ExecProcess {
+                    container_id,
+                    running,
+                    terminal,
+                    leash: Some(leash),
+                },
+                pipes,
+            ));
         }
         let failed = |stream| ContainerError::path("make a pipe for", stream);
         let mut fds = ExecFds::default();
@@ -83,14 +91,26 @@ impl Containers {
             (pipes.stderr, fds.stderr) = (Some(read), Some(write));
         }
         let (running, leash) = self.launch(&container, command, false, fds).await?;
-        Ok((ExecProcess { container_id, running, terminal: None, leash: Some(leash) }, pipes))
+        Ok((
+            ExecProcess {
+                container_id,
+                running,
+                terminal: None,
+                leash: Some(leash),
+            },
+            pipes,
+        ))
     }
 }
 
 impl ExecProcess {
     /// Waits for its end: 0 to 255, 128 + n for signal n. May be cancelled and called again.
     pub async fn ended(&mut self) -> Result<i32, ContainerError> {
-        let exit = self.running.exit().await.map_err(ContainerError::monitor("wait for a command", &self.container_id))?;
+        let exit = self
+            .running
+            .exit()
+            .await
+            .map_err(ContainerError::monitor("wait for a command", &self.container_id))?;
         Ok(exit.code)
     }
 

@@ -114,7 +114,11 @@ impl Containers {
     ) -> Result<(RunningExec, Leash, Receiver, Receiver), ContainerError> {
         let (stdout, stdout_write) = pipe().map_err(ContainerError::path("make a pipe for", "stdout"))?;
         let (stderr, stderr_write) = pipe().map_err(ContainerError::path("make a pipe for", "stderr"))?;
-        let fds = ExecFds { stdout: Some(stdout_write), stderr: Some(stderr_write), ..ExecFds::default() };
+        let fds = ExecFds {
+            stdout: Some(stdout_write),
+            stderr: Some(stderr_write),
+            ..ExecFds::default()
+        };
         let (running, leash) = self.launch(container, command, false, fds).await?;
         Ok((running, leash, stdout, stderr))
     }
@@ -132,7 +136,11 @@ impl Containers {
         let id = &container.record.id;
         let state = container.state();
         if !matches!(state, State::Running { .. }) {
-            return Err(ContainerError::WrongState { container_id: id.clone(), state: state.name(), needed: "running" });
+            return Err(ContainerError::WrongState {
+                container_id: id.clone(),
+                state: state.name(),
+                needed: "running",
+            });
         }
         let policy = spec::exec_process(container.policy()?, command, tty)?;
         let policy = self.monitor_policy(&policy)?;
@@ -159,9 +167,20 @@ impl Containers {
             source,
         })?;
         let leash = Leash { cgroup };
-        let request = ExecSpec { container_id: id.to_string(), policy, tty };
-        let fds = ExecFds { cgroup_procs: join.tasks, cgroup_dir: join.directory, ..fds };
-        let running = monitor.exec(request, fds).await.map_err(ContainerError::monitor("run a command", id))?;
+        let request = ExecSpec {
+            container_id: id.to_string(),
+            policy,
+            tty,
+        };
+        let fds = ExecFds {
+            cgroup_procs: join.tasks,
+            cgroup_dir: join.directory,
+            ..fds
+        };
+        let running = monitor
+            .exec(request, fds)
+            .await
+            .map_err(ContainerError::monitor("run a command", id))?;
         Ok((running, leash))
     }
 }
@@ -225,7 +244,9 @@ async fn collect(
         }
         let idle = async {
             match drain_until {
-                Some(limit) => tokio::time::sleep_until(std::cmp::min(limit, tokio::time::Instant::now() + DRAIN_IDLE)).await,
+                Some(limit) => {
+                    tokio::time::sleep_until(std::cmp::min(limit, tokio::time::Instant::now() + DRAIN_IDLE)).await
+                }
                 None => std::future::pending().await,
             }
         };

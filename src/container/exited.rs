@@ -56,7 +56,9 @@ impl Containers {
         if container.state().exit().is_some() {
             return;
         }
-        let exit = self.recorded_exit(&container.record).unwrap_or_else(|| Exit::unknown("the pod's monitor was lost", now_ns()));
+        let exit = self
+            .recorded_exit(&container.record)
+            .unwrap_or_else(|| Exit::unknown("the pod's monitor was lost", now_ns()));
         self.exited(id, exit).await;
     }
 }

@@ -15,8 +15,14 @@ pub fn path(pod: &cri::PodSandboxConfig, container: &cri::ContainerConfig) -> Re
         return Ok(None);
     }
     let relative = Path::new(&container.log_path);
-    if !relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-        let what = format!("log_path {:?} must stay below the pod's log_directory", container.log_path);
+    if !relative
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    {
+        let what = format!(
+            "log_path {:?} must stay below the pod's log_directory",
+            container.log_path
+        );
         return Err(ContainerError::Invalid { what });
     }
     Ok(Some(Path::new(&pod.log_directory).join(relative)))
@@ -43,14 +49,23 @@ mod tests {
     use super::*;
 
     fn log_path(directory: &str, path: &str) -> Result<Option<PathBuf>, ContainerError> {
-        let pod = cri::PodSandboxConfig { log_directory: directory.into(), ..Default::default() };
-        let container = cri::ContainerConfig { log_path: path.into(), ..Default::default() };
+        let pod = cri::PodSandboxConfig {
+            log_directory: directory.into(),
+            ..Default::default()
+        };
+        let container = cri::ContainerConfig {
+            log_path: path.into(),
+            ..Default::default()
+        };
         super::path(&pod, &container)
     }
 
     #[test]
     fn a_log_is_below_the_pods_directory_or_nowhere() {
-        assert_eq!(log_path("/var/log/pods/x", "c/0.log").unwrap(), Some("/var/log/pods/x/c/0.log".into()));
+        assert_eq!(
+            log_path("/var/log/pods/x", "c/0.log").unwrap(),
+            Some("/var/log/pods/x/c/0.log".into())
+        );
         assert_eq!(log_path("", "c/0.log").unwrap(), None);
         assert_eq!(log_path("/var/log/pods/x", "").unwrap(), None);
         for hostile in ["../y/0.log", "/etc/passwd", "a/../../b"] {

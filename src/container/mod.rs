@@ -88,11 +88,15 @@ impl Container {
 
     fn monitor(&self) -> Result<Client, ContainerError> {
         let monitor = self.monitor.lock().expect("no panic holds it").clone();
-        monitor.ok_or_else(|| ContainerError::MonitorGone { container_id: self.record.id.clone() })
+        monitor.ok_or_else(|| ContainerError::MonitorGone {
+            container_id: self.record.id.clone(),
+        })
     }
 
     fn policy(&self) -> Result<&spec::Policy, ContainerError> {
-        self.policy.as_ref().ok_or_else(|| ContainerError::NoPolicy { container_id: self.record.id.clone() })
+        self.policy.as_ref().ok_or_else(|| ContainerError::NoPolicy {
+            container_id: self.record.id.clone(),
+        })
     }
 
     /// What belongs on disk now.
@@ -134,7 +138,12 @@ pub struct Containers {
 impl Containers {
     /// No containers yet; [`Containers::adopt`] brings back those of an earlier daemon.
     pub fn new(parts: Parts) -> Self {
-        Self { parts, index: RwLock::default(), names: Mutex::default(), creating: Operations::default() }
+        Self {
+            parts,
+            index: RwLock::default(),
+            names: Mutex::default(),
+            creating: Operations::default(),
+        }
     }
 
     /// The container of this id, or of this unambiguous beginning of one.
@@ -143,7 +152,9 @@ impl Containers {
         if let Some(container) = index.get(&ContainerId::new(id)) {
             return Ok(container.clone());
         }
-        let mut found = index.iter().filter(|(key, _)| !id.is_empty() && key.as_str().starts_with(id));
+        let mut found = index
+            .iter()
+            .filter(|(key, _)| !id.is_empty() && key.as_str().starts_with(id));
         match (found.next(), found.next()) {
             (Some((_, container)), None) => Ok(container.clone()),
             (Some(_), Some(_)) => Err(ContainerError::Ambiguous { id: id.to_owned() }),
@@ -154,12 +165,19 @@ impl Containers {
     /// All containers of a pod.
     pub fn of_pod(&self, sandbox_id: &SandboxId) -> Vec<Arc<Container>> {
         let index = self.index.read().expect("no panic holds it");
-        index.values().filter(|container| container.record.sandbox_id == *sandbox_id).cloned().collect()
+        index
+            .values()
+            .filter(|container| container.record.sandbox_id == *sandbox_id)
+            .cloned()
+            .collect()
     }
 
     /// Where a container's own files are.
     pub fn writable_layer(&self, record: &ContainerRecord) -> PathBuf {
-        self.parts.store.container_dir(&record.sandbox_id, &record.id).join(UPPER)
+        self.parts
+            .store
+            .container_dir(&record.sandbox_id, &record.id)
+            .join(UPPER)
     }
 
     fn tell(&self, kind: Kind, record: &ContainerRecord) {
@@ -191,7 +209,9 @@ fn name_of(sandbox_id: &SandboxId, metadata: &cri::ContainerMetadata) -> String 
 
 /// Nanoseconds since 1970.
 pub fn now_ns() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as i64)
 }
 
 /// Runs what blocks on a thread that may.

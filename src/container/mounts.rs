@@ -41,30 +41,44 @@ impl Containers {
             sources.push((self.source(bind, volumes, run_dir, dir)?, bind.clone()));
         }
         let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
-        let rootfs = rootfs.try_clone().map_err(ContainerError::path("duplicate the root of", dir))?;
+        let rootfs = rootfs
+            .try_clone()
+            .map_err(ContainerError::path("duplicate the root of", dir))?;
         let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
-            sources.into_iter().map(|(source, bind)| open(source, &bind, &rootfs)).collect()
+            sources
+                .into_iter()
+                .map(|(source, bind)| open(source, &bind, &rootfs))
+                .collect()
         });
         match tokio::time::timeout(DEADLINE, opened).await {
             Ok(opened) => opened,
-            Err(_) => Err(ContainerError::Hung { op: "mounting", path: first, seconds: DEADLINE.as_secs() }),
+            Err(_) => Err(ContainerError::Hung {
+                op: "mounting",
+                path: first,
+                seconds: DEADLINE.as_secs(),
+            }),
         }
     }
 
-    fn source(
-        &self,
-        bind: &Bind,
-        volumes: &[PathBuf],
-        run_dir: &Path,
-        dir: &Path,
-    ) -> Result<Source, ContainerError> {
+    fn source(&self, bind: &Bind, volumes: &[PathBuf], run_dir: &Path, dir: &Path) -> Result<Source, ContainerError> {
         Ok(match &bind.source {
-            BindSource::Host(path) => Source::Path { path: path.clone(), make: bind.create_as_directory },
-            BindSource::Sandbox(file) => Source::Path { path: run_dir.join(name(*file)), make: false },
+            BindSource::Host(path) => Source::Path {
+                path: path.clone(),
+                make: bind.create_as_directory,
+            },
+            BindSource::Sandbox(file) => Source::Path {
+                path: run_dir.join(name(*file)),
+                make: false,
+            },
             BindSource::Image { image, sub_path } => {
                 let found = self.parts.images.find(&image.image);
-                let found = found.ok_or_else(|| ContainerError::ImageNotFound { reference: image.image.clone() })?;
-                Source::Image { lower: self.parts.images.layers(&found), sub_path: sub_path.clone() }
+                let found = found.ok_or_else(|| ContainerError::ImageNotFound {
+                    reference: image.image.clone(),
+                })?;
+                Source::Image {
+                    lower: self.parts.images.layers(&found),
+                    sub_path: sub_path.clone(),
+                }
             }
             BindSource::Volume(index) => Source::Volume {
                 dir: dir.join("volumes").join(index.to_string()),
@@ -141,14 +155,18 @@ fn open_image(lower: &[PathBuf], sub_path: &Path) -> io::Result<OwnedFd> {
 /// Refuses a bind whose mount on the host does not pass on what is mounted: the container would wait in vain.
 fn require_propagation(path: &Path, both_ways: bool) -> Result<(), ContainerError> {
     let resolved = fs::canonicalize(path).map_err(ContainerError::path("resolve", path))?;
-    let table = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(ContainerError::path("read", "/proc/self/mountinfo"))?;
+    let table =
+        fs::read_to_string("/proc/self/mountinfo").map_err(ContainerError::path("read", "/proc/self/mountinfo"))?;
     let (point, shared, slave) = mount_of(&table, &resolved);
     if shared || (slave && !both_ways) {
         return Ok(());
     }
     let needed = if both_ways { "a shared" } else { "a shared or slave" };
-    let what = format!("path {} is on mount {}, which is not {needed} mount", path.display(), point.display());
+    let what = format!(
+        "path {} is on mount {}, which is not {needed} mount",
+        path.display(),
+        point.display()
+    );
     Err(ContainerError::Invalid { what })
 }
 
@@ -172,7 +190,11 @@ fn mount_of(table: &str, path: &Path) -> (PathBuf, bool, bool) {
 
 /// A path of the table, its octal escapes resolved.
 fn unescape(field: &str) -> PathBuf {
-    let plain = field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+    let plain = field
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\");
     PathBuf::from(plain)
 }
 
@@ -186,8 +208,17 @@ mod tests {
 
     #[test]
     fn the_mount_of_a_path_is_the_deepest_above_it() {
-        assert_eq!(mount_of(TABLE, Path::new("/mnt/a b/c")), (PathBuf::from("/mnt/a b"), true, false));
-        assert_eq!(mount_of(TABLE, Path::new("/var/lib/kubelet")), (PathBuf::from("/var/lib/kubelet"), false, true));
-        assert_eq!(mount_of(TABLE, Path::new("/mnt/other")), (PathBuf::from("/"), false, false));
+        assert_eq!(
+            mount_of(TABLE, Path::new("/mnt/a b/c")),
+            (PathBuf::from("/mnt/a b"), true, false)
+        );
+        assert_eq!(
+            mount_of(TABLE, Path::new("/var/lib/kubelet")),
+            (PathBuf::from("/var/lib/kubelet"), false, true)
+        );
+        assert_eq!(
+            mount_of(TABLE, Path::new("/mnt/other")),
+            (PathBuf::from("/"), false, false)
+        );
     }
 }

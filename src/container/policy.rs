@@ -11,7 +11,11 @@ impl Containers {
     pub(super) fn monitor_policy(&self, policy: &Policy) -> Result<protocol::Policy, ContainerError> {
         let seccomp = match &policy.seccomp {
             None => Vec::new(),
-            Some(source) => self.parts.seccomp.compile(source, policy.capabilities.bounding)?.to_vec(),
+            Some(source) => self
+                .parts
+                .seccomp
+                .compile(source, policy.capabilities.bounding)?
+                .to_vec(),
         };
         let limits = policy.rlimits.iter().map(|limit| protocol::Limit {
             resource: limit.resource,

@@ -27,14 +27,23 @@ impl Containers {
     ) {
         let StoredContainer { record, status } = stored;
         let known = snapshot.and_then(|snapshot| {
-            snapshot.containers.iter().find(|container| container.container_id == record.id.as_str())
+            snapshot
+                .containers
+                .iter()
+                .find(|container| container.container_id == record.id.as_str())
         });
         let state = match (known, &status.exit) {
             (_, Some(exit)) => exited(status.started_at_ns, exit.clone()),
             (Some(known), None) => told(known, status.started_at_ns),
             (None, None) => {
-                let why = if same_boot { "the pod's monitor was lost" } else { "the node was rebooted" };
-                let exit = self.recorded_exit(&record).unwrap_or_else(|| Exit::unknown(why, now_ns()));
+                let why = if same_boot {
+                    "the pod's monitor was lost"
+                } else {
+                    "the node was rebooted"
+                };
+                let exit = self
+                    .recorded_exit(&record)
+                    .unwrap_or_else(|| Exit::unknown(why, now_ns()));
                 exited(status.started_at_ns, exit)
             }
         };
@@ -46,7 +55,10 @@ impl Containers {
                 None
             }
         };
-        let updated = status.resources.as_deref().and_then(|bytes| cri::LinuxContainerResources::decode(bytes).ok());
+        let updated = status
+            .resources
+            .as_deref()
+            .and_then(|bytes| cri::LinuxContainerResources::decode(bytes).ok());
         let asked = || record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
         let inherited = Inherited {
             unfinished: matches!(status.phase, ContainerPhase::Creating | ContainerPhase::Removing),
@@ -64,8 +76,14 @@ impl Containers {
         self.end_execs(&container, snapshot).await;
         let record = &container.record;
         let name = name_of(&record.sandbox_id, &record.metadata());
-        self.names.lock().expect("no panic holds it").insert(name, record.id.clone());
-        self.index.write().expect("no panic holds it").insert(record.id.clone(), container.clone());
+        self.names
+            .lock()
+            .expect("no panic holds it")
+            .insert(name, record.id.clone());
+        self.index
+            .write()
+            .expect("no panic holds it")
+            .insert(record.id.clone(), container.clone());
         match status.phase {
             ContainerPhase::Creating | ContainerPhase::Removing => {
                 let this = self.clone();
@@ -88,7 +106,11 @@ impl Containers {
     /// Ends the commands in the container that an earlier daemon waited for, in the background; later ones are safe.
     async fn end_execs(&self, container: &Container, snapshot: Option<&Snapshot>) {
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
-        let running: Vec<i32> = snapshot.iter().flat_map(|snapshot| &snapshot.execs).map(|exec| exec.process.pid).collect();
+        let running: Vec<i32> = snapshot
+            .iter()
+            .flat_map(|snapshot| &snapshot.execs)
+            .map(|exec| exec.process.pid)
+            .collect();
         let at = path.clone();
         let found = blocking(move || exec_cgroups(&Cgroup::open(&cgroups, &at)?)).await;
         tokio::task::spawn_blocking(move || {
@@ -121,12 +143,18 @@ impl Containers {
 }
 
 fn exited(started_at_ns: i64, exit: Exit) -> State {
-    State::Exited { started_at_ns: (started_at_ns > 0).then_some(started_at_ns), exit }
+    State::Exited {
+        started_at_ns: (started_at_ns > 0).then_some(started_at_ns),
+        exit,
+    }
 }
 
 /// The state that a monitor tells. A start that the daemon did not live to record has happened all the same.
 fn told(known: &ContainerSnapshot, started_at_ns: i64) -> State {
-    let process = Process { pid: known.process.pid, start_time: known.process.start_time };
+    let process = Process {
+        pid: known.process.pid,
+        start_time: known.process.start_time,
+    };
     match (known.state(), known.exit) {
         (ContainerState::Exited, Some(exit)) => exited(started_at_ns, exit.into()),
         (ContainerState::Running, _) => State::Running {

@@ -26,10 +26,10 @@ impl Containers {
         fault::point("container remove: stopped").await?;
         self.record_status(container, ContainerPhase::Removing).await;
         fault::point("container remove: recorded").await?;
-        if let Ok(monitor) = container.monitor() {
-            if let Err(error) = monitor.forget(&record.id).await {
-                tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
-            }
+        if let Ok(monitor) = container.monitor()
+            && let Err(error) = monitor.forget(&record.id).await
+        {
+            tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
         }
         fault::point("container remove: forgotten").await?;
         self.remove_cgroup(&record.cgroup).await?;
@@ -51,9 +51,11 @@ impl Containers {
             cgroup.remove()
         });
         match removed.await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(ContainerError::Cgroup { op: "remove", path: path.to_owned(), source: error })
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ContainerError::Cgroup {
+                op: "remove",
+                path: path.to_owned(),
+                source: error,
+            }),
             _ => Ok(()),
         }
     }
@@ -61,7 +63,13 @@ impl Containers {
     /// Gives back the name and tells that the container is gone. Only the first of two concurrent removals tells.
     fn release(&self, container: &Container) {
         let record = &container.record;
-        if self.index.write().expect("no panic holds it").remove(&record.id).is_none() {
+        if self
+            .index
+            .write()
+            .expect("no panic holds it")
+            .remove(&record.id)
+            .is_none()
+        {
             return;
         }
         let name = name_of(&record.sandbox_id, &record.metadata());

@@ -16,9 +16,15 @@ impl Containers {
             });
         }
         let Some(path) = container.record.log_path.clone() else {
-            return Err(ContainerError::NoLog { container_id: id.clone() });
+            return Err(ContainerError::NoLog {
+                container_id: id.clone(),
+            });
         };
         let file = blocking(move || log::open(&path)).await?;
-        container.monitor()?.reopen_log(id, file).await.map_err(ContainerError::monitor("reopen the log", id))
+        container
+            .monitor()?
+            .reopen_log(id, file)
+            .await
+            .map_err(ContainerError::monitor("reopen the log", id))
     }
 }

@@ -36,13 +36,18 @@ impl Containers {
                 container.state.send_modify(|state| state.start_failed(failed));
                 self.tell(Kind::Stopped, &container.record);
                 self.record_status(&container, ContainerPhase::Exited).await;
-                return Err(ContainerError::StartFailed { container_id: id.clone(), message });
+                return Err(ContainerError::StartFailed {
+                    container_id: id.clone(),
+                    message,
+                });
             }
             Err(error) => return Err(ContainerError::monitor("start the program", id)(error)),
         }
         fault::point("start: executed").await?;
         let mut allowed = Ok(());
-        container.state.send_modify(|state| allowed = state.started(started_at_ns));
+        container
+            .state
+            .send_modify(|state| allowed = state.started(started_at_ns));
         if allowed.is_err() {
             return Err(ContainerError::WrongState {
                 container_id: id.clone(),

@@ -12,10 +12,18 @@ use crate::store::{Exit, Process};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// Its first process waits to execute its program.
-    Created { process: Process },
-    Running { process: Process, started_at_ns: i64 },
+    Created {
+        process: Process,
+    },
+    Running {
+        process: Process,
+        started_at_ns: i64,
+    },
     /// `started_at_ns` is absent if it never ran.
-    Exited { started_at_ns: Option<i64>, exit: Exit },
+    Exited {
+        started_at_ns: Option<i64>,
+        exit: Exit,
+    },
 }
 
 /// A transition that the state does not allow.
@@ -64,8 +72,16 @@ impl State {
     /// start's reply.
     pub fn started(&mut self, at_ns: i64) -> Result<(), NotCreated> {
         match self {
-            State::Created { process } => *self = State::Running { process: *process, started_at_ns: at_ns },
-            State::Exited { started_at_ns: started @ None, .. } => *started = Some(at_ns),
+            State::Created { process } => {
+                *self = State::Running {
+                    process: *process,
+                    started_at_ns: at_ns,
+                }
+            }
+            State::Exited {
+                started_at_ns: started @ None,
+                ..
+            } => *started = Some(at_ns),
             State::Running { .. } | State::Exited { .. } => return Err(NotCreated { state: self.name() }),
         }
         Ok(())
@@ -73,13 +89,19 @@ impl State {
 
     /// The program could not be executed: that is the end, and why, whatever else was told of it.
     pub fn start_failed(&mut self, exit: Exit) {
-        *self = State::Exited { started_at_ns: None, exit };
+        *self = State::Exited {
+            started_at_ns: None,
+            exit,
+        };
     }
 
     /// The first process has ended. The first end told is the true one.
     pub fn exited(&mut self, exit: Exit) {
         if !matches!(self, State::Exited { .. }) {
-            *self = State::Exited { started_at_ns: self.started_at_ns(), exit };
+            *self = State::Exited {
+                started_at_ns: self.started_at_ns(),
+                exit,
+            };
         }
     }
 }
@@ -93,15 +115,30 @@ mod tests {
     }
 
     fn end(code: i32) -> Exit {
-        Exit { code, finished_at_ns: 9, oom_killed: false, reason: String::new(), message: String::new() }
+        Exit {
+            code,
+            finished_at_ns: 9,
+            oom_killed: false,
+            reason: String::new(),
+            message: String::new(),
+        }
     }
 
     fn states() -> [State; 4] {
         [
             State::Created { process: process() },
-            State::Running { process: process(), started_at_ns: 1 },
-            State::Exited { started_at_ns: None, exit: end(1) },
-            State::Exited { started_at_ns: Some(1), exit: end(1) },
+            State::Running {
+                process: process(),
+                started_at_ns: 1,
+            },
+            State::Exited {
+                started_at_ns: None,
+                exit: end(1),
+            },
+            State::Exited {
+                started_at_ns: Some(1),
+                exit: end(1),
+            },
         ]
     }
 
@@ -116,7 +153,12 @@ mod tests {
             .collect();
         assert_eq!(
             after,
-            [(true, "running", Some(3)), (false, "running", Some(1)), (true, "exited", Some(3)), (false, "exited", Some(1))]
+            [
+                (true, "running", Some(3)),
+                (false, "running", Some(1)),
+                (true, "exited", Some(3)),
+                (false, "exited", Some(1))
+            ]
         );
     }
 
@@ -126,12 +168,21 @@ mod tests {
             .into_iter()
             .map(|mut state| {
                 state.exited(end(2));
-                (state.exit().map(|exit| exit.code), state.started_at_ns(), state.process())
+                (
+                    state.exit().map(|exit| exit.code),
+                    state.started_at_ns(),
+                    state.process(),
+                )
             })
             .collect();
         assert_eq!(
             after,
-            [(Some(2), None, None), (Some(2), Some(1), None), (Some(1), None, None), (Some(1), Some(1), None)]
+            [
+                (Some(2), None, None),
+                (Some(2), Some(1), None),
+                (Some(1), None, None),
+                (Some(1), Some(1), None)
+            ]
         );
     }
 }

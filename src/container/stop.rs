@@ -57,7 +57,9 @@ impl Containers {
         let ended = end.wait_for(|state| state.exit().is_some());
         match tokio::time::timeout(KILL_DEADLINE, ended).await {
             Ok(_) => Ok(()),
-            Err(_) => Err(ContainerError::Unkillable { container_id: container.record.id.clone() }),
+            Err(_) => Err(ContainerError::Unkillable {
+                container_id: container.record.id.clone(),
+            }),
         }
     }
 
@@ -65,19 +67,25 @@ impl Containers {
     pub(super) async fn kill_all(&self, container: &Container) -> Result<(), ContainerError> {
         let id = &container.record.id;
         // The monitor must know who killed it, or the end looks like one by the kernel's OOM killer.
-        if let Ok(monitor) = container.monitor() {
-            if let Err(error) = monitor.announce_kill(id).await {
-                tracing::debug!(container_id = %id, %error, "kill not announced");
-            }
+        if let Ok(monitor) = container.monitor()
+            && let Err(error) = monitor.announce_kill(id).await
+        {
+            tracing::debug!(container_id = %id, %error, "kill not announced");
         }
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let told = path.clone();
         let left = blocking(move || Cgroup::open(&cgroups, &path)?.kill()).await;
         match left {
             Ok(left) if left.is_empty() => Ok(()),
-            Ok(_) => Err(ContainerError::Unkillable { container_id: id.clone() }),
+            Ok(_) => Err(ContainerError::Unkillable {
+                container_id: id.clone(),
+            }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(ContainerError::Cgroup { op: "kill", path: told, source }),
+            Err(source) => Err(ContainerError::Cgroup {
+                op: "kill",
+                path: told,
+                source,
+            }),
         }
     }
 }

@@ -48,10 +48,7 @@ impl Containers {
 }
 
 /// The resources after `update`: zero and empty mean "as it was" (CRI).
-fn merge(
-    mut now: cri::LinuxContainerResources,
-    update: &cri::LinuxContainerResources,
-) -> cri::LinuxContainerResources {
+fn merge(mut now: cri::LinuxContainerResources, update: &cri::LinuxContainerResources) -> cri::LinuxContainerResources {
     fn number(now: &mut i64, update: i64) {
         if update != 0 {
             *now = update;
@@ -74,7 +71,8 @@ fn merge(
         now.hugepage_limits.retain(|old| old.page_size != limit.page_size);
         now.hugepage_limits.push(limit.clone());
     }
-    now.unified.extend(update.unified.iter().map(|(key, value)| (key.clone(), value.clone())));
+    now.unified
+        .extend(update.unified.iter().map(|(key, value)| (key.clone(), value.clone())));
     now
 }
 
@@ -84,9 +82,20 @@ mod tests {
 
     #[test]
     fn unset_fields_keep_their_value() {
-        let now = cri::LinuxContainerResources { cpu_shares: 100, cpuset_cpus: "0".into(), ..Default::default() };
-        let update = cri::LinuxContainerResources { cpu_shares: 200, cpu_quota: -1, ..Default::default() };
+        let now = cri::LinuxContainerResources {
+            cpu_shares: 100,
+            cpuset_cpus: "0".into(),
+            ..Default::default()
+        };
+        let update = cri::LinuxContainerResources {
+            cpu_shares: 200,
+            cpu_quota: -1,
+            ..Default::default()
+        };
         let after = merge(now, &update);
-        assert_eq!((after.cpu_shares, after.cpu_quota, after.cpuset_cpus.as_str()), (200, -1, "0"));
+        assert_eq!(
+            (after.cpu_shares, after.cpu_quota, after.cpuset_cpus.as_str()),
+            (200, -1, "0")
+        );
     }
 }

@@ -49,7 +49,10 @@ fn copy_directory(source: std::os::fd::BorrowedFd<'_>, target: &Path, left: &mut
             lchown(&to, Some(metadata.uid()), Some(metadata.gid()))?;
         } else if kind.is_file() {
             *left = left.checked_sub(metadata.len()).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {LIMIT_BYTES} bytes in the image"))
+                io::Error::new(
+                    io::ErrorKind::FileTooLarge,
+                    format!("more than {LIMIT_BYTES} bytes in the image"),
+                )
             })?;
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let mut from = fs::File::from(rustix::fs::openat(source, &name, flags, Mode::empty())?);
@@ -65,7 +68,10 @@ fn copy_directory(source: std::os::fd::BorrowedFd<'_>, target: &Path, left: &mut
 fn keep_attributes(metadata: &fs::Metadata, to: &Path) -> io::Result<()> {
     chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
-    let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let time = |seconds, nanoseconds| Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds,
+    };
     let times = Timestamps {
         last_access: time(metadata.atime(), metadata.atime_nsec()),
         last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
@@ -93,6 +99,10 @@ mod tests {
         assert_eq!(fs::read_link(volume.join("link")).unwrap(), Path::new("/etc/shadow"));
         let escaped = dir.path().join("escaped");
         fill(&rootfs, Path::new("/escape"), &escaped).unwrap();
-        assert_eq!(fs::read_dir(&escaped).unwrap().count(), 0, "the link was followed out of the root");
+        assert_eq!(
+            fs::read_dir(&escaped).unwrap().count(),
+            0,
+            "the link was followed out of the root"
+        );
     }
 }

@@ -27,7 +27,11 @@ use crate::sys::cgroup::Hierarchy;
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error("{op} {}", path.display())]
-    Path { op: &'static str, path: PathBuf, source: io::Error },
+    Path {
+        op: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("{what}")]
     Host { what: &'static str, source: io::Error },
     #[error("another crispd serves {}", path.display())]
@@ -128,7 +132,10 @@ fn lib_dir(config: &Config) -> Result<PathBuf, DaemonError> {
     if let Some(dir) = &config.lib_dir {
         return Ok(dir.clone());
     }
-    let exe = std::env::current_exe().map_err(|source| DaemonError::Host { what: "find crispd itself", source })?;
+    let exe = std::env::current_exe().map_err(|source| DaemonError::Host {
+        what: "find crispd itself",
+        source,
+    })?;
     Ok(exe.parent().unwrap_or(Path::new("/")).to_owned())
 }
 

@@ -39,7 +39,9 @@ pub fn listen(socket: &Path) -> Result<UnixListener, DaemonError> {
         fs::create_dir_all(dir).map_err(DaemonError::path("make", dir))?;
     }
     if UnixStream::connect(socket).is_ok() {
-        return Err(DaemonError::Taken { path: socket.to_owned() });
+        return Err(DaemonError::Taken {
+            path: socket.to_owned(),
+        });
     }
     match fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -64,7 +66,10 @@ pub async fn serve(rooms: Rooms, listener: UnixListener) -> Result<(), DaemonErr
     let image = ImageServiceServer::new(ImageApi::new(rooms))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
         .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
-    let told = |source| DaemonError::Host { what: "wait for signals", source };
+    let told = |source| DaemonError::Host {
+        what: "wait for signals",
+        source,
+    };
     let mut terminate = signal(SignalKind::terminate()).map_err(told)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(told)?;
     let server = Server::builder()

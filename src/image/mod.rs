@@ -113,7 +113,9 @@ async fn blocking<T: Send + 'static>(
     op: &'static str,
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
-    tokio::task::spawn_blocking(work).await.map_err(|source| ImageError::Interrupted { op, source })?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|source| ImageError::Interrupted { op, source })?
 }
 
 /// The user an image's processes run as by default (the part of `config.User` before the colon).

@@ -41,22 +41,43 @@ pub struct PullRequest {
 pub enum PullError {
     /// The registry did not say what the reference is.
     #[error("resolve {reference}")]
-    Resolve { reference: Reference, source: RegistryError },
+    Resolve {
+        reference: Reference,
+        source: RegistryError,
+    },
     /// A layer could not be fetched.
     #[error("fetch layer {digest} of {reference}")]
-    Fetch { reference: Reference, digest: Digest, source: RegistryError },
+    Fetch {
+        reference: Reference,
+        digest: Digest,
+        source: RegistryError,
+    },
     /// A layer was fetched and could not be unpacked.
     #[error("unpack layer {digest} of {reference}")]
-    Unpack { reference: Reference, digest: Digest, source: Box<ImageError> },
+    Unpack {
+        reference: Reference,
+        digest: Digest,
+        source: Box<ImageError>,
+    },
     /// The layers would not fit.
     #[error("pull {reference}: its missing layers have {needed} bytes and only {free} bytes are free")]
-    NoSpace { reference: Reference, needed: u64, free: u64 },
+    NoSpace {
+        reference: Reference,
+        needed: u64,
+        free: u64,
+    },
     /// The image could not be looked up or recorded.
     #[error("record {reference}")]
-    Record { reference: Reference, source: Box<ImageError> },
+    Record {
+        reference: Reference,
+        source: Box<ImageError>,
+    },
     /// A task was lost, by a panic or because the runtime is going down.
     #[error("{op} was interrupted")]
-    Interrupted { op: &'static str, source: tokio::task::JoinError },
+    Interrupted {
+        op: &'static str,
+        source: tokio::task::JoinError,
+    },
 }
 
 impl PullError {
@@ -104,7 +125,10 @@ impl Images {
     pub async fn pull(&self, request: PullRequest) -> Result<ImageId, ImageError> {
         let reference = Reference::parse(&request.reference)?;
         let puller = self.puller.clone();
-        let key = Key { reference: reference.clone(), auth: request.auth.clone() };
+        let key = Key {
+            reference: reference.clone(),
+            auth: request.auth.clone(),
+        };
         let joined = self.puller.images.join(key, |_| puller.pull(reference, request.auth));
         Ok(joined.outcome.await?)
     }
@@ -138,7 +162,10 @@ impl Puller {
         auth: Option<&Auth>,
         begin: Instant,
     ) -> Result<ImageId, Arc<PullError>> {
-        let failed = |source| PullError::Resolve { reference: reference.clone(), source };
+        let failed = |source| PullError::Resolve {
+            reference: reference.clone(),
+            source,
+        };
         let session = self.client.session(reference, auth).await.map_err(failed)?;
         if let Some(image_id) = self.unchanged(reference, &session).await.map_err(failed)? {
             tracing::info!(%reference, %image_id, "pulled: nothing has changed");
@@ -168,7 +195,9 @@ impl Puller {
             Some(digest) => reference.repo_digest(digest),
             None => reference.to_string(),
         };
-        let Some(image) = self.store.snapshot().named(&name).cloned() else { return Ok(None) };
+        let Some(image) = self.store.snapshot().named(&name).cloned() else {
+            return Ok(None);
+        };
         let digest = match session.head().await {
             Ok(Some(digest)) => reference.repo_digest(&digest),
             Ok(None) => return Ok(None),
@@ -227,12 +256,16 @@ impl Puller {
     /// A layer takes at least about what its blob has: what does not fit even so is not begun.
     fn check_space(&self, reference: &Reference, missing: &[RemoteLayer]) -> Result<(), PullError> {
         let needed = missing.iter().fold(0u64, |sum, layer| sum.saturating_add(layer.size));
-        let free = self
-            .store
-            .free_bytes()
-            .map_err(|error| PullError::Record { reference: reference.clone(), source: Box::new(error) })?;
+        let free = self.store.free_bytes().map_err(|error| PullError::Record {
+            reference: reference.clone(),
+            source: Box::new(error),
+        })?;
         if needed > 0 && needed.saturating_add(SPACE_MARGIN) > free {
-            return Err(PullError::NoSpace { reference: reference.clone(), needed, free });
+            return Err(PullError::NoSpace {
+                reference: reference.clone(),
+                needed,
+                free,
+            });
         }
         Ok(())
     }
@@ -254,10 +287,16 @@ impl Puller {
         let store = self.store.clone();
         let recorded = tokio::task::spawn_blocking(move || store.put_image(image))
             .await
-            .map_err(|source| PullError::Interrupted { op: "record image", source })?;
+            .map_err(|source| PullError::Interrupted {
+                op: "record image",
+                source,
+            })?;
         match recorded {
             Ok(image) => Ok(image.id.clone()),
-            Err(error) => Err(PullError::Record { reference: reference.clone(), source: Box::new(error) }),
+            Err(error) => Err(PullError::Record {
+                reference: reference.clone(),
+                source: Box::new(error),
+            }),
         }
     }
 }

@@ -159,7 +159,10 @@ impl Monitor {
 
 fn late(mount: LateMount) -> (usize, PathBuf) {
     use std::os::unix::ffi::OsStringExt;
-    (mount.index as usize, std::ffi::OsString::from_vec(mount.destination).into())
+    (
+        mount.index as usize,
+        std::ffi::OsString::from_vec(mount.destination).into(),
+    )
 }
 
 fn make(outfit: Outfit, creation: Creation) -> ! {

@@ -50,10 +50,12 @@ fn failing(op: &'static str) -> impl Fn(io::Error) -> Failure {
 pub fn run(policy: &Policy, line: &OwnedFd, late_mounts: Vec<LateMount>) -> ! {
     // Whoever asks for the start is told of a failure: before, nobody listens.
     let mounted = late::attach(late_mounts).map_err(failing("mount"));
+    // While it waits, others in a shared pid namespace can look at it: it holds nothing that is not the program's.
+    let closed = fd::close_all_but(&[line.as_raw_fd()]).map_err(failing("close descriptors"));
     if !line::wait_for_start(line) {
         process::exit_now(128);
     }
-    let failure = match mounted.and_then(|()| become_program(policy, line)) {
+    let failure = match mounted.and(closed).and_then(|()| become_program(policy)) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -63,8 +65,7 @@ pub fn run(policy: &Policy, line: &OwnedFd, late_mounts: Vec<LateMount>) -> ! {
 
 enum Never {}
 
-fn become_program(policy: &Policy, line: &OwnedFd) -> Result<Never, Failure> {
-    fd::close_all_but(&[line.as_raw_fd()]).map_err(failing("close descriptors"))?;
+fn become_program(policy: &Policy) -> Result<Never, Failure> {
     process::set_parent_death_signal(0).map_err(failing("clear the parent death signal"))?;
     rustix::process::umask(Mode::from_raw_mode(policy.umask & 0o777));
     own_stdio(policy.uid);

@@ -22,7 +22,12 @@ pub struct LateMount {
 
 /// Attaches `mounts` in order. Inside the container, while its process may still do anything.
 pub fn attach(mounts: Vec<LateMount>) -> io::Result<()> {
-    let root = openat(CWD, "/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = openat(
+        CWD,
+        "/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     for LateMount { mount, destination } in mounts {
         let said = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", destination.display()));
         let place = match mount::open_in_root(&root, &destination, OFlags::PATH, Mode::empty()) {

@@ -94,7 +94,13 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     spec.set_linux(Some(linux))
         .set_hooks(None)
         .set_process(Some(bare_process(&policy)?));
-    run(ContainerType::InitContainer, spec, root, stdio, Payload::new(policy, line, late))
+    run(
+        ContainerType::InitContainer,
+        spec,
+        root,
+        stdio,
+        Payload::new(policy, line, late),
+    )
 }
 
 /// Makes a process in a container that runs. In a forked child, in the monitor's room, in the container's cgroups.
@@ -141,7 +147,13 @@ pub fn join(joining: Joining, line: Rc<OwnedFd>) -> Result<Waiting, OciError> {
     let kind = ContainerType::TenantContainer {
         exec_notify_fd: fd::into_number(notify),
     };
-    run(kind, spec, PathBuf::from("/"), stdio, Payload::new(policy, line, Vec::new()))
+    run(
+        kind,
+        spec,
+        PathBuf::from("/"),
+        stdio,
+        Payload::new(policy, line, Vec::new()),
+    )
 }
 
 fn run(
@@ -258,9 +270,12 @@ fn bind_from_stage(spec: &mut Spec, sent: &[OwnedFd]) -> Result<(), OciError> {
 fn take_late(sent: Vec<OwnedFd>, late: Vec<(usize, PathBuf)>) -> Result<Vec<LateMount>, OciError> {
     let mut sent: Vec<Option<OwnedFd>> = sent.into_iter().map(Some).collect();
     let mut take = |(index, destination): (usize, PathBuf)| {
-        let mount = sent.get_mut(index).and_then(Option::take).ok_or_else(|| OciError::Unfit {
-            what: format!("late mount {index} was not sent"),
-        })?;
+        let mount = sent
+            .get_mut(index)
+            .and_then(Option::take)
+            .ok_or_else(|| OciError::Unfit {
+                what: format!("late mount {index} was not sent"),
+            })?;
         Ok(LateMount { mount, destination })
     };
     late.into_iter().map(&mut take).collect()
@@ -288,14 +303,21 @@ fn make_cwd(spec: &Spec, root: &Path, cwd: &Path) -> io::Result<()> {
 fn resolve(asked: Vec<LinuxNamespace>, sent: &Namespaces) -> Result<Vec<LinuxNamespace>, OciError> {
     let mut left = Vec::new();
     for asked in asked {
-        let Some(kind) = asked.path().as_ref().and_then(|p| p.to_str()).and_then(|p| p.strip_prefix("nsfd:")) else {
+        let Some(kind) = asked
+            .path()
+            .as_ref()
+            .and_then(|p| p.to_str())
+            .and_then(|p| p.strip_prefix("nsfd:"))
+        else {
             left.push(asked);
             continue;
         };
         let (kind, fd) = sent
             .iter()
             .find(|(sent, _)| type_of(*sent) == asked.typ())
-            .ok_or_else(|| OciError::Unfit { what: format!("namespace {kind} was not sent") })?;
+            .ok_or_else(|| OciError::Unfit {
+                what: format!("namespace {kind} was not sent"),
+            })?;
         if !enter_early(*kind, fd)? {
             left.push(namespace(asked.typ(), Some(path_of(fd)))?);
         }
@@ -313,7 +335,10 @@ fn enter_early(kind: Namespace, fd: &OwnedFd) -> Result<bool, OciError> {
         Namespace::Cgroup => libc::CLONE_NEWCGROUP,
         Namespace::Pid | Namespace::User | Namespace::Mount => return Ok(false),
     };
-    process::enter(fd, flag).map_err(|source| OciError::Io { op: "enter a namespace of the pod", source })?;
+    process::enter(fd, flag).map_err(|source| OciError::Io {
+        op: "enter a namespace of the pod",
+        source,
+    })?;
     Ok(true)
 }
 

@@ -28,17 +28,40 @@ pub enum SandboxError {
     #[error("running the pod sandbox ended without a result")]
     Lost,
     #[error("{op} for pod sandbox {sandbox_id}")]
-    Network { op: &'static str, sandbox_id: SandboxId, source: NetworkError },
+    Network {
+        op: &'static str,
+        sandbox_id: SandboxId,
+        source: NetworkError,
+    },
     #[error("{op} for pod sandbox {sandbox_id}")]
-    Monitor { op: &'static str, sandbox_id: SandboxId, source: MonitorError },
+    Monitor {
+        op: &'static str,
+        sandbox_id: SandboxId,
+        source: MonitorError,
+    },
     #[error("{op} {}", path.display())]
-    Path { op: &'static str, path: PathBuf, source: io::Error },
+    Path {
+        op: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("cgroup {path}: {op}")]
-    Cgroup { op: &'static str, path: String, source: io::Error },
+    Cgroup {
+        op: &'static str,
+        path: String,
+        source: io::Error,
+    },
     #[error("connect to port {port} of pod sandbox {sandbox_id}")]
-    Connect { port: u16, sandbox_id: SandboxId, source: io::Error },
+    Connect {
+        port: u16,
+        sandbox_id: SandboxId,
+        source: io::Error,
+    },
     #[error("pod sandbox {sandbox_id}")]
-    Containers { sandbox_id: SandboxId, source: ContainerError },
+    Containers {
+        sandbox_id: SandboxId,
+        source: ContainerError,
+    },
     #[error(transparent)]
     Spec(#[from] crate::container::spec::SpecError),
     #[error(transparent)]

@@ -35,7 +35,12 @@ pub fn mount_shm(dir: &Path) -> io::Result<()> {
     let path = dir.join(SHM);
     std::fs::create_dir_all(&path)?;
     let shm = crate::sys::mount::tmpfs(SHM_BYTES, 0o1777)?;
-    let attributes = crate::sys::mount::Attributes { nosuid: true, nodev: true, noexec: true, ..Default::default() };
+    let attributes = crate::sys::mount::Attributes {
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        ..Default::default()
+    };
     crate::sys::mount::set_attributes(std::os::fd::AsFd::as_fd(&shm), attributes)?;
     crate::sys::mount::attach(&shm, rustix::fs::CWD, &path)
 }
@@ -50,10 +55,8 @@ pub fn unmount_shm(dir: &Path) -> io::Result<()> {
 
 /// The hosts file for a pod whose kubelet brings none.
 fn hosts(hostname: &str, own_network: bool) -> Vec<u8> {
-    if !own_network {
-        if let Ok(hosts) = std::fs::read("/etc/hosts") {
-            return hosts;
-        }
+    if !own_network && let Ok(hosts) = std::fs::read("/etc/hosts") {
+        return hosts;
     }
     let names = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
     format!("{names}127.0.1.1\t{hostname}\n").into_bytes()
@@ -95,13 +98,20 @@ mod tests {
 
     fn dns(servers: &[&str], searches: &[&str], options: &[&str]) -> cri::DnsConfig {
         let owned = |list: &[&str]| list.iter().map(|s| s.to_string()).collect();
-        cri::DnsConfig { servers: owned(servers), searches: owned(searches), options: owned(options) }
+        cri::DnsConfig {
+            servers: owned(servers),
+            searches: owned(searches),
+            options: owned(options),
+        }
     }
 
     #[test]
     fn the_dns_configuration_is_written_as_resolv_conf_5_says() {
         let text = resolv_conf(&dns(&["10.96.0.10", "fd00::a"], &["a.local", "b.local"], &["ndots:5"]));
-        assert_eq!(text, "search a.local b.local\nnameserver 10.96.0.10\nnameserver fd00::a\noptions ndots:5\n");
+        assert_eq!(
+            text,
+            "search a.local b.local\nnameserver 10.96.0.10\nnameserver fd00::a\noptions ndots:5\n"
+        );
     }
 
     #[test]

@@ -10,7 +10,9 @@ const HOSTNAME_BYTES: usize = 64;
 /// The pod's network, pid and ipc modes, with the CRI's defaults where the request is silent.
 pub fn namespace_options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
     let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+    security
+        .and_then(|security| security.namespace_options.clone())
+        .unwrap_or_default()
 }
 
 /// Whether the pod lives in the node's network.
@@ -35,17 +37,27 @@ pub fn validate(config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
     }
     for (what, mode) in [("network", options.network()), ("ipc", options.ipc())] {
         if matches!(mode, cri::NamespaceMode::Container | cri::NamespaceMode::Target) {
-            return invalid(format!("{what} namespace mode {} is not for sandboxes", mode.as_str_name()));
+            return invalid(format!(
+                "{what} namespace mode {} is not for sandboxes",
+                mode.as_str_name()
+            ));
         }
     }
     if options.pid() == cri::NamespaceMode::Target {
         return invalid("pid namespace mode TARGET is not for sandboxes".to_owned());
     }
-    if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod) {
+    if options
+        .userns_options
+        .as_ref()
+        .is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod)
+    {
         return invalid("user namespaces are not supported: userns_options must be absent or NODE".to_owned());
     }
     if config.hostname.len() > HOSTNAME_BYTES || config.hostname.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return invalid(format!("hostname {:?} is not one word of at most {HOSTNAME_BYTES} bytes", config.hostname));
+        return invalid(format!(
+            "hostname {:?} is not one word of at most {HOSTNAME_BYTES} bytes",
+            config.hostname
+        ));
     }
     if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
         return invalid(format!("log_directory {:?} is not absolute", config.log_directory));
@@ -56,7 +68,10 @@ pub fn validate(config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
             return invalid(format!("port mapping {ports:?} is not of ports"));
         }
         if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<std::net::IpAddr>().is_err() {
-            return invalid(format!("port mapping: host_ip {:?} is not an IP address", mapping.host_ip));
+            return invalid(format!(
+                "port mapping: host_ip {:?} is not an IP address",
+                mapping.host_ip
+            ));
         }
         if cri::Protocol::try_from(mapping.protocol).is_err() {
             return invalid(format!("port mapping: protocol {} is unknown", mapping.protocol));
@@ -99,12 +114,23 @@ mod tests {
             ("metadata", |c| c.metadata.as_mut().unwrap().uid.clear()),
             ("hostname", |c| c.hostname = "x".repeat(65)),
             ("log_directory", |c| c.log_directory = "relative".into()),
-            ("port mapping", |c| c.port_mappings = vec![cri::PortMapping { host_port: 70000, ..Default::default() }]),
-            ("cgroup_parent", |c| {
-                c.linux = Some(cri::LinuxPodSandboxConfig { cgroup_parent: "a.slice".into(), ..Default::default() });
+            ("port mapping", |c| {
+                c.port_mappings = vec![cri::PortMapping {
+                    host_port: 70000,
+                    ..Default::default()
+                }]
             }),
             ("cgroup_parent", |c| {
-                c.linux = Some(cri::LinuxPodSandboxConfig { cgroup_parent: "/a/../..".into(), ..Default::default() });
+                c.linux = Some(cri::LinuxPodSandboxConfig {
+                    cgroup_parent: "a.slice".into(),
+                    ..Default::default()
+                });
+            }),
+            ("cgroup_parent", |c| {
+                c.linux = Some(cri::LinuxPodSandboxConfig {
+                    cgroup_parent: "/a/../..".into(),
+                    ..Default::default()
+                });
             }),
         ];
         assert!(validate(&config()).is_ok());

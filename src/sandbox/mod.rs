@@ -115,7 +115,12 @@ pub struct Sandboxes {
 impl Sandboxes {
     /// No sandboxes yet; [`Sandboxes::recover`] brings back those of an earlier daemon.
     pub fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self { parts, index: RwLock::default(), names: Mutex::default(), running: Operations::default() })
+        Arc::new(Self {
+            parts,
+            index: RwLock::default(),
+            names: Mutex::default(),
+            running: Operations::default(),
+        })
     }
 
     /// The sandbox of this id, or of this unambiguous beginning of one.
@@ -124,7 +129,9 @@ impl Sandboxes {
         if let Some(sandbox) = index.get(&SandboxId::new(id)) {
             return Ok(sandbox.clone());
         }
-        let mut found = index.iter().filter(|(key, _)| !id.is_empty() && key.as_str().starts_with(id));
+        let mut found = index
+            .iter()
+            .filter(|(key, _)| !id.is_empty() && key.as_str().starts_with(id));
         match (found.next(), found.next()) {
             (Some((_, sandbox)), None) => Ok(sandbox.clone()),
             (Some(_), Some(_)) => Err(SandboxError::Ambiguous { id: id.to_owned() }),
@@ -137,8 +144,14 @@ impl Sandboxes {
         let sandbox = self.find(id)?;
         let status = sandbox.status();
         match (status.phase, sandbox.monitor(), status.pause) {
-            (PodPhase::Ready, Some(monitor), Some(pause)) => Ok(Pod { record: sandbox.record.clone(), monitor, pause }),
-            _ => Err(SandboxError::NotReady { sandbox_id: sandbox.record.id.clone() }),
+            (PodPhase::Ready, Some(monitor), Some(pause)) => Ok(Pod {
+                record: sandbox.record.clone(),
+                monitor,
+                pause,
+            }),
+            _ => Err(SandboxError::NotReady {
+                sandbox_id: sandbox.record.id.clone(),
+            }),
         }
     }
 
@@ -148,7 +161,12 @@ impl Sandboxes {
     }
 
     fn tell(&self, kind: Kind, id: &SandboxId) {
-        self.parts.events.tell(Event { kind, id: id.to_string(), sandbox_id: id.clone(), at_ns: now_ns() });
+        self.parts.events.tell(Event {
+            kind,
+            id: id.to_string(),
+            sandbox_id: id.clone(),
+            at_ns: now_ns(),
+        });
     }
 
     async fn record_status(&self, id: &SandboxId, status: PodStatus) -> Result<(), SandboxError> {
@@ -166,5 +184,8 @@ impl Sandboxes {
 
 /// The name that a sandbox holds.
 fn name_of(metadata: &cri::PodSandboxMetadata) -> String {
-    format!("{}/{}/{}/{}", metadata.namespace, metadata.name, metadata.uid, metadata.attempt)
+    format!(
+        "{}/{}/{}/{}",
+        metadata.namespace, metadata.name, metadata.uid, metadata.attempt
+    )
 }

@@ -30,7 +30,11 @@ impl Sandboxes {
             connection.set_nodelay(true)?;
             io::Result::Ok(connection)
         });
-        connected.await.map_err(|source| SandboxError::Connect { port, sandbox_id, source })
+        connected.await.map_err(|source| SandboxError::Connect {
+            port,
+            sandbox_id,
+            source,
+        })
     }
 }
 

@@ -28,10 +28,18 @@ impl Sandboxes {
     }
 
     async fn recover_pod(self: &Arc<Self>, pod: StoredPod) {
-        let StoredPod { record, status, containers } = pod;
+        let StoredPod {
+            record,
+            status,
+            containers,
+        } = pod;
         let id = record.id.clone();
         let same_boot = record.boot_id == self.parts.boot_id;
-        let connected = if same_boot && status.phase != PodPhase::Removing { self.reconnect(&id).await } else { None };
+        let connected = if same_boot && status.phase != PodPhase::Removing {
+            self.reconnect(&id).await
+        } else {
+            None
+        };
         let phase = status.phase;
         let sandbox = Arc::new(Sandbox {
             record: Arc::new(record),
@@ -43,12 +51,21 @@ impl Sandboxes {
                 unanswered: (phase == PodPhase::Ready && containers.is_empty()).into(),
             },
         });
-        self.names.lock().expect("no panic holds it").insert(name_of(&sandbox.record.metadata()), id.clone());
-        self.index.write().expect("no panic holds it").insert(id.clone(), sandbox.clone());
+        self.names
+            .lock()
+            .expect("no panic holds it")
+            .insert(name_of(&sandbox.record.metadata()), id.clone());
+        self.index
+            .write()
+            .expect("no panic holds it")
+            .insert(id.clone(), sandbox.clone());
         let snapshot = connected.as_ref().map(|(_, snapshot, _)| snapshot.clone());
         let client = connected.as_ref().map(|(client, _, _)| client.clone());
         for container in containers {
-            self.parts.containers.adopt(container, client.clone(), snapshot.as_ref(), same_boot).await;
+            self.parts
+                .containers
+                .adopt(container, client.clone(), snapshot.as_ref(), same_boot)
+                .await;
         }
         let pause_lives = snapshot.is_some_and(|snapshot| snapshot.pause.is_some() && snapshot.pause_exit.is_none());
         match (phase, connected) {
@@ -120,17 +137,26 @@ impl Sandboxes {
     /// Takes in a sandbox whose making failed and could not be undone: it is removed, by its record, as soon as that is
     /// possible, and seen until then.
     pub(super) fn undo_later(self: &Arc<Self>, record: Arc<PodRecord>) {
-        let status = PodStatus { phase: PodPhase::NotReady, ..PodStatus::default() };
+        let status = PodStatus {
+            phase: PodPhase::NotReady,
+            ..PodStatus::default()
+        };
         let (id, name) = (record.id.clone(), name_of(&record.metadata()));
         let sandbox = Arc::new(Sandbox {
             record,
             status: Mutex::new(status),
             monitor: Mutex::default(),
             ending: tokio::sync::Mutex::default(),
-            inherited: Inherited { unfinished: true, ..Inherited::default() },
+            inherited: Inherited {
+                unfinished: true,
+                ..Inherited::default()
+            },
         });
         self.names.lock().expect("no panic holds it").insert(name, id.clone());
-        self.index.write().expect("no panic holds it").insert(id, sandbox.clone());
+        self.index
+            .write()
+            .expect("no panic holds it")
+            .insert(id, sandbox.clone());
         self.finish_removal(sandbox);
     }
 

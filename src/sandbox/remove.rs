@@ -37,7 +37,10 @@ impl Sandboxes {
         fault::point("remove: recorded").await?;
         for container in self.parts.containers.of_pod(id) {
             let removed = self.parts.containers.remove_found(&container).await;
-            removed.map_err(|source| SandboxError::Containers { sandbox_id: id.clone(), source })?;
+            removed.map_err(|source| SandboxError::Containers {
+                sandbox_id: id.clone(),
+                source,
+            })?;
         }
         fault::point("remove: containers removed").await?;
         self.remove_cgroup_parent(sandbox).await?;
@@ -58,7 +61,11 @@ impl Sandboxes {
         let at = path.clone();
         blocking(move || Cgroup::open(&cgroups, &at)?.remove_empty_parents(&until))
             .await
-            .map_err(|source| SandboxError::Cgroup { op: "remove the parents of", path, source })
+            .map_err(|source| SandboxError::Cgroup {
+                op: "remove the parents of",
+                path,
+                source,
+            })
     }
 
     /// Gives back the name and tells that the sandbox is gone. Only the first of two concurrent removals tells.

@@ -14,8 +14,8 @@ use super::limits::{is_host_network, namespace_options, validate};
 use super::{Inherited, Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
 use crate::container::spec;
 use crate::cri;
-use crate::fault;
 use crate::events::Kind;
+use crate::fault;
 use crate::model::{SandboxId, chain};
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
 use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
@@ -35,7 +35,10 @@ impl Sandboxes {
         validate(&config)?;
         if !self.parts.runtime_handlers.contains(&runtime_handler) {
             let known = self.parts.runtime_handlers.clone();
-            return Err(Arc::new(SandboxError::UnknownHandler { handler: runtime_handler, known }));
+            return Err(Arc::new(SandboxError::UnknownHandler {
+                handler: runtime_handler,
+                known,
+            }));
         }
         let name = name_of(&config.metadata.clone().unwrap_or_default());
         let mut request = config.encode_to_vec();
@@ -64,7 +67,10 @@ impl Sandboxes {
         {
             let mut names = self.names.lock().expect("no panic holds it");
             if let Some(holder) = names.get(&name) {
-                return Err(SandboxError::NameTaken { name, sandbox_id: holder.clone() });
+                return Err(SandboxError::NameTaken {
+                    name,
+                    sandbox_id: holder.clone(),
+                });
             }
             names.insert(name.clone(), id.clone());
         }
@@ -78,7 +84,10 @@ impl Sandboxes {
             Ok(sandbox) => {
                 undo.commit();
                 fault::point("run: committed").await?;
-                self.index.write().expect("no panic holds it").insert(id.clone(), sandbox);
+                self.index
+                    .write()
+                    .expect("no panic holds it")
+                    .insert(id.clone(), sandbox);
                 self.tell(Kind::Created, &id);
                 self.tell(Kind::Started, &id);
                 Ok(id)
@@ -96,11 +105,7 @@ impl Sandboxes {
     }
 
     /// Makes everything that a sandbox is; `undo` can unmake it, but for the directories.
-    async fn make(
-        self: &Arc<Self>,
-        record: &Arc<PodRecord>,
-        undo: &mut Undo,
-    ) -> Result<Arc<Sandbox>, SandboxError> {
+    async fn make(self: &Arc<Self>, record: &Arc<PodRecord>, undo: &mut Undo) -> Result<Arc<Sandbox>, SandboxError> {
         let id = &record.id;
         let sysctls = spec::sandbox::check(&record.config, &self.parts.host)?;
         let spec = sandbox_spec(record, sysctls);
@@ -130,7 +135,11 @@ impl Sandboxes {
 
         undo.push("/dev/shm of the pod", {
             let run_dir = run_dir.clone();
-            move || async move { blocking(move || files::unmount_shm(&run_dir)).await.map_err(|error| error.to_string()) }
+            move || async move {
+                blocking(move || files::unmount_shm(&run_dir))
+                    .await
+                    .map_err(|error| error.to_string())
+            }
         });
         let own_ipc = namespace_options(&record.config).ipc() != cri::NamespaceMode::Node;
         let cgroups = self.parts.cgroups.clone();
@@ -138,7 +147,9 @@ impl Sandboxes {
         undo.push("cgroup of the pod", {
             let (cgroups, path) = (cgroups.clone(), cgroup_path.clone());
             move || async move {
-                blocking(move || unmake_cgroup(&cgroups, &path, made_below)).await.map_err(|error| error.to_string())
+                blocking(move || unmake_cgroup(&cgroups, &path, made_below))
+                    .await
+                    .map_err(|error| error.to_string())
             }
         });
         let mounted = blocking(move || {
@@ -155,12 +166,13 @@ impl Sandboxes {
         });
 
         // The monitor starts while the network is set up; neither needs the other.
-        let (network, monitor, joined) =
-            tokio::join!(self.attach_network(record), self.spawn_monitor(record), mounted);
+        let (network, monitor, joined) = tokio::join!(self.attach_network(record), self.spawn_monitor(record), mounted);
         if record.netns.is_some() {
             let this = self.clone();
             let (record, attached) = (record.clone(), network.as_ref().ok().and_then(|n| n.attached.clone()));
-            undo.push("network of the pod", move || async move { this.detach_network(&record, attached).await });
+            undo.push("network of the pod", move || async move {
+                this.detach_network(&record, attached).await
+            });
         }
         if let Ok((client, _)) = &monitor {
             let client = client.clone();
@@ -173,20 +185,37 @@ impl Sandboxes {
         let network = network?;
         fault::point("run: network and monitor up").await?;
         let joined = joined?;
-        let fds = SandboxFds { netns: network.netns, cgroup_procs: joined.tasks, cgroup_dir: joined.directory };
-        let pause = client.create_sandbox(spec, fds).await.map_err(|source| SandboxError::Monitor {
-            op: "create the namespaces",
-            sandbox_id: id.clone(),
-            source,
-        })?;
+        let fds = SandboxFds {
+            netns: network.netns,
+            cgroup_procs: joined.tasks,
+            cgroup_dir: joined.directory,
+        };
+        let pause = client
+            .create_sandbox(spec, fds)
+            .await
+            .map_err(|source| SandboxError::Monitor {
+                op: "create the namespaces",
+                sandbox_id: id.clone(),
+                source,
+            })?;
 
         fault::point("run: pause made").await?;
         let status = PodStatus {
             phase: PodPhase::Ready,
-            ips: network.attached.as_ref().map(|attached| attached.ips.clone()).unwrap_or_default(),
-            attached: network.attached.as_ref().and_then(|attached| serde_json::to_value(attached).ok()),
+            ips: network
+                .attached
+                .as_ref()
+                .map(|attached| attached.ips.clone())
+                .unwrap_or_default(),
+            attached: network
+                .attached
+                .as_ref()
+                .and_then(|attached| serde_json::to_value(attached).ok()),
             network_released: record.netns.is_none(),
-            pause: Some(Process { pid: pause.pid, start_time: pause.start_time }),
+            pause: Some(Process {
+                pid: pause.pid,
+                start_time: pause.start_time,
+            }),
             monitor_pid: Some(client.monitor_pid()),
             resources: None,
         };
@@ -205,7 +234,11 @@ impl Sandboxes {
         config: cri::PodSandboxConfig,
         runtime_handler: String,
     ) -> Result<PodRecord, SandboxError> {
-        let asked = config.linux.as_ref().map(|linux| linux.cgroup_parent.trim_end_matches('/')).unwrap_or_default();
+        let asked = config
+            .linux
+            .as_ref()
+            .map(|linux| linux.cgroup_parent.trim_end_matches('/'))
+            .unwrap_or_default();
         let cgroup_parent = match asked {
             "" => format!("{}/{id}", self.parts.cgroup_parent),
             parent => parent.to_owned(),
@@ -227,9 +260,15 @@ impl Sandboxes {
         let network = match &netns {
             None => None,
             Some(netns) => {
-                let plan = self.parts.networks.plan(attachment(id, &config, netns.clone())).map_err(|source| {
-                    SandboxError::Network { op: "plan the network", sandbox_id: id.clone(), source }
-                })?;
+                let plan = self
+                    .parts
+                    .networks
+                    .plan(attachment(id, &config, netns.clone()))
+                    .map_err(|source| SandboxError::Network {
+                        op: "plan the network",
+                        sandbox_id: id.clone(),
+                        source,
+                    })?;
                 let plan = serde_json::to_value(plan).map_err(|error| SandboxError::Invalid {
                     what: format!("network plan: {error}"),
                 })?;
@@ -251,11 +290,15 @@ impl Sandboxes {
 
     async fn spawn_monitor(&self, record: &PodRecord) -> Result<(Client, MonitorEvents), SandboxError> {
         let run_dir = self.parts.store.pod_run_dir(&record.id);
-        self.parts.launcher.spawn(&record.id, &run_dir).await.map_err(|source| SandboxError::Monitor {
-            op: "start the monitor",
-            sandbox_id: record.id.clone(),
-            source,
-        })
+        self.parts
+            .launcher
+            .spawn(&record.id, &run_dir)
+            .await
+            .map_err(|source| SandboxError::Monitor {
+                op: "start the monitor",
+                sandbox_id: record.id.clone(),
+                source,
+            })
     }
 
     /// The network namespace, and ADD.
@@ -269,24 +312,41 @@ impl Sandboxes {
             netns::open(&path)
         })
         .await
-        .map_err(SandboxError::path("make the network namespace", record.netns.clone().unwrap_or_default()))?;
+        .map_err(SandboxError::path(
+            "make the network namespace",
+            record.netns.clone().unwrap_or_default(),
+        ))?;
         fault::point("run: network namespace made").await?;
-        let failed = |source| SandboxError::Network { op: "set up the network", sandbox_id: record.id.clone(), source };
-        let plan: Plan = serde_json::from_value(plan)
-            .map_err(|error| SandboxError::Invalid { what: format!("network plan: {error}") })?;
+        let failed = |source| SandboxError::Network {
+            op: "set up the network",
+            sandbox_id: record.id.clone(),
+            source,
+        };
+        let plan: Plan = serde_json::from_value(plan).map_err(|error| SandboxError::Invalid {
+            what: format!("network plan: {error}"),
+        })?;
         let attached = self.parts.networks.add(&plan).await.map_err(failed)?;
         fault::point("run: network added").await?;
-        Ok(PodNetwork { netns: Some(netns.into()), attached: Some(attached) })
+        Ok(PodNetwork {
+            netns: Some(netns.into()),
+            attached: Some(attached),
+        })
     }
 
     /// Undoes [`Sandboxes::attach_network`], however far it came.
     async fn detach_network(&self, record: &PodRecord, attached: Option<Attached>) -> Result<(), String> {
         if let Some(plan) = record.network.clone() {
             let plan: Plan = serde_json::from_value(plan).map_err(|error| error.to_string())?;
-            self.parts.networks.del(&plan, attached.as_ref()).await.map_err(|error| chain(&error))?;
+            self.parts
+                .networks
+                .del(&plan, attached.as_ref())
+                .await
+                .map_err(|error| chain(&error))?;
         }
         if let Some(path) = record.netns.clone() {
-            blocking(move || netns::remove(&path)).await.map_err(|error| error.to_string())?;
+            blocking(move || netns::remove(&path))
+                .await
+                .map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -341,7 +401,10 @@ fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> Sandb
         hostname: (!is_host_network(&record.config)).then(|| hostname(&record.config)),
         new_ipc: options.ipc() != cri::NamespaceMode::Node,
         new_pid: options.pid() == cri::NamespaceMode::Pod,
-        sysctls: sysctls.into_iter().map(|(path, value)| (path.display().to_string(), value)).collect(),
+        sysctls: sysctls
+            .into_iter()
+            .map(|(path, value)| (path.display().to_string(), value))
+            .collect(),
         ..SandboxSpec::default()
     }
 }
@@ -366,9 +429,17 @@ fn attachment(id: &SandboxId, config: &cri::PodSandboxConfig, netns: PathBuf) ->
                 host_ip: mapping.host_ip.parse().ok(),
             })
             .collect(),
-        dns: Dns { servers: dns.servers, searches: dns.searches, options: dns.options },
+        dns: Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        },
         annotations: config.annotations.clone().into_iter().collect(),
-        cgroup_parent: config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).filter(|path| !path.is_empty()),
+        cgroup_parent: config
+            .linux
+            .as_ref()
+            .map(|linux| linux.cgroup_parent.clone())
+            .filter(|path| !path.is_empty()),
     }
 }
 

@@ -40,9 +40,14 @@ impl Sandboxes {
         }
         fault::point("stop: recorded").await?;
         let containers = self.parts.containers.of_pod(id);
-        let ends = containers.iter().map(|container| self.parts.containers.stop_found(container, Duration::ZERO));
+        let ends = containers
+            .iter()
+            .map(|container| self.parts.containers.stop_found(container, Duration::ZERO));
         for end in futures_util::future::join_all(ends).await {
-            end.map_err(|source| SandboxError::Containers { sandbox_id: id.clone(), source })?;
+            end.map_err(|source| SandboxError::Containers {
+                sandbox_id: id.clone(),
+                source,
+            })?;
         }
         fault::point("stop: containers ended").await?;
         // The network needs the namespace, not the pause: both end at once.
@@ -75,11 +80,15 @@ impl Sandboxes {
             .map(serde_json::from_value)
             .transpose()
             .map_err(|error| invalid("network result", error))?;
-        self.parts.networks.del(&plan, attached.as_ref()).await.map_err(|source| SandboxError::Network {
-            op: "release the network",
-            sandbox_id: id.clone(),
-            source,
-        })?;
+        self.parts
+            .networks
+            .del(&plan, attached.as_ref())
+            .await
+            .map_err(|source| SandboxError::Network {
+                op: "release the network",
+                sandbox_id: id.clone(),
+                source,
+            })?;
         fault::point("stop: network released").await?;
         let status = sandbox.change(|status| status.network_released = true);
         self.try_record_status(id, status).await;
@@ -123,9 +132,11 @@ impl Sandboxes {
             cgroup.remove()
         });
         match removed.await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(SandboxError::Cgroup { op: "remove", path, source: error })
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(SandboxError::Cgroup {
+                op: "remove",
+                path,
+                source: error,
+            }),
             _ => Ok(()),
         }
     }

@@ -63,7 +63,10 @@ pub struct Store {
 impl Store {
     /// Makes the directories if they are missing, readable by root only.
     pub fn open(root: &Path, run: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned(), run: run.to_owned() };
+        let store = Self {
+            root: root.to_owned(),
+            run: run.to_owned(),
+        };
         for dir in [store.root.join("pods"), store.run.join("pods")] {
             make_private(&dir)?;
         }
@@ -110,7 +113,11 @@ impl Store {
 
     /// Records what is asked for.
     pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
-        write(&self.container_dir(&record.sandbox_id, &record.id), "record.json", record)
+        write(
+            &self.container_dir(&record.sandbox_id, &record.id),
+            "record.json",
+            record,
+        )
     }
 
     /// Records what became of a container.
@@ -170,7 +177,11 @@ impl Store {
                 None => remove_tree(&dir)?,
             }
         }
-        Ok(StoredPod { record, status, containers })
+        Ok(StoredPod {
+            record,
+            status,
+            containers,
+        })
     }
 }
 
@@ -187,7 +198,11 @@ fn ids(dir: &Path) -> Result<Vec<String>, StoreError> {
 
 fn make(dir: &Path, mode: u32) -> Result<(), StoreError> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(failed("make directory", dir))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(dir)
+        .map_err(failed("make directory", dir))
 }
 
 fn make_private(dir: &Path) -> Result<(), StoreError> {

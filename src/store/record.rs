@@ -23,7 +23,10 @@ pub struct Versioned<T> {
 impl<T> Versioned<T> {
     /// The record, in the envelope of today's version.
     pub fn new(record: T) -> Self {
-        Self { version: VERSION, record }
+        Self {
+            version: VERSION,
+            record,
+        }
     }
 
     /// The record, if it is of a version that this daemon knows.
@@ -31,7 +34,10 @@ impl<T> Versioned<T> {
         if self.version == VERSION {
             return Ok(self.record);
         }
-        let told = format!("version {} of the record is unknown, this daemon knows {VERSION}", self.version);
+        let told = format!(
+            "version {} of the record is unknown, this daemon knows {VERSION}",
+            self.version
+        );
         Err(io::Error::new(io::ErrorKind::InvalidData, told))
     }
 }
@@ -183,7 +189,13 @@ pub struct Exit {
 impl Exit {
     /// An end that nobody saw: the monitor was gone, or the machine rebooted.
     pub fn unknown(message: impl Into<String>, finished_at_ns: i64) -> Self {
-        Self { code: 255, finished_at_ns, oom_killed: false, reason: "Unknown".to_owned(), message: message.into() }
+        Self {
+            code: 255,
+            finished_at_ns,
+            oom_killed: false,
+            reason: "Unknown".to_owned(),
+            message: message.into(),
+        }
     }
 }
 
@@ -207,7 +219,11 @@ mod tests {
 
     #[test]
     fn a_record_of_another_version_is_refused() {
-        let text = serde_json::to_vec(&Versioned { version: VERSION + 1, record: 5 }).unwrap();
+        let text = serde_json::to_vec(&Versioned {
+            version: VERSION + 1,
+            record: 5,
+        })
+        .unwrap();
         let versioned: Versioned<i32> = serde_json::from_slice(&text).unwrap();
         assert!(versioned.into_current().unwrap_err().to_string().contains("version 2"));
     }

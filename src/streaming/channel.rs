@@ -101,20 +101,44 @@ pub async fn read_piece(from: &mut (impl AsyncRead + Unpin), scratch: &mut Vec<u
 pub fn inbound(room: &Arc<Semaphore>) -> (Feed, Reader) {
     let (sender, receiver) = mpsc::channel(WAITING);
     let complete = Arc::new(AtomicBool::new(false));
-    (Feed { pieces: sender, complete: complete.clone(), room: room.clone() }, Reader { pieces: receiver, complete })
+    (
+        Feed {
+            pieces: sender,
+            complete: complete.clone(),
+            room: room.clone(),
+        },
+        Reader {
+            pieces: receiver,
+            complete,
+        },
+    )
 }
 
 /// What is to be sent, in this order.
 #[derive(Debug)]
 pub enum Outgoing {
     /// The stream that the client asked for is granted.
-    Accept { stream: u32 },
-    Data { stream: u32, bytes: Bytes },
-    End { stream: u32 },
-    Reset { stream: u32, refused: bool },
-    Pong { id: u32 },
+    Accept {
+        stream: u32,
+    },
+    Data {
+        stream: u32,
+        bytes: Bytes,
+    },
+    End {
+        stream: u32,
+    },
+    Reset {
+        stream: u32,
+        refused: bool,
+    },
+    Pong {
+        id: u32,
+    },
     /// Nothing follows; the connection closes.
-    Close { protocol_error: bool },
+    Close {
+        protocol_error: bool,
+    },
 }
 
 /// The client is gone, or does not want this stream any more.
@@ -132,12 +156,20 @@ pub struct Writer {
 impl Writer {
     /// Sends on `stream` by `link`'s connection until `gone`.
     pub fn new(link: &Link, stream: u32, gone: CancellationToken) -> Self {
-        Self { stream, queue: link.queue.clone(), gone }
+        Self {
+            stream,
+            queue: link.queue.clone(),
+            gone,
+        }
     }
 
     /// Sends `bytes`, at most [`CHUNK`]; waits while too much waits for the client.
     pub async fn data(&self, bytes: Bytes) -> Result<(), Gone> {
-        self.put(Outgoing::Data { stream: self.stream, bytes }).await
+        self.put(Outgoing::Data {
+            stream: self.stream,
+            bytes,
+        })
+        .await
     }
 
     /// Waits until the client wants no more of this stream.
@@ -152,7 +184,12 @@ impl Writer {
 
     /// Gives up the stream.
     pub async fn reset(&self) {
-        let _ = self.put(Outgoing::Reset { stream: self.stream, refused: false }).await;
+        let _ = self
+            .put(Outgoing::Reset {
+                stream: self.stream,
+                refused: false,
+            })
+            .await;
     }
 
     /// Grants the stream.
@@ -162,7 +199,12 @@ impl Writer {
 
     /// Does not grant the stream.
     pub async fn refuse(&self) {
-        let _ = self.put(Outgoing::Reset { stream: self.stream, refused: true }).await;
+        let _ = self
+            .put(Outgoing::Reset {
+                stream: self.stream,
+                refused: true,
+            })
+            .await;
     }
 
     async fn put(&self, outgoing: Outgoing) -> Result<(), Gone> {
@@ -182,14 +224,18 @@ pub struct Activity {
 
 impl Default for Activity {
     fn default() -> Self {
-        Self { since: Instant::now(), last_ms: AtomicU64::new(0) }
+        Self {
+            since: Instant::now(),
+            last_ms: AtomicU64::new(0),
+        }
     }
 }
 
 impl Activity {
     /// Something moves.
     pub fn touch(&self) {
-        self.last_ms.store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.last_ms
+            .store(self.since.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Returns when nothing has moved for `limit`.

@@ -35,12 +35,26 @@ pub struct Client {
 /// before it in the one queue of the connection. When the client leaves early, a command without a terminal loses its
 /// input and goes on, its output dropped, as with containerd; one with a terminal is hung up; an attachment ends.
 pub async fn serve(command: Box<dyn Command>, client: Client) {
-    let Client { link, version, error, stdin, stdout, stderr, sizes } = client;
+    let Client {
+        link,
+        version,
+        error,
+        stdin,
+        stdout,
+        stderr,
+        sizes,
+    } = client;
     let stdin_back = stdin.as_ref().map(|(_, back)| back.clone());
-    let streams = Streams { stdin: stdin.map(|(reader, _)| reader), stdout: stdout.clone(), stderr: stderr.clone() };
+    let streams = Streams {
+        stdin: stdin.map(|(reader, _)| reader),
+        stdout: stdout.clone(),
+        stderr: stderr.clone(),
+    };
     let verdict = match command.start().await {
         Ok(running) => run(running, streams, sizes.map(Sizes::new), &link.gone).await,
-        Err(cause) => Verdict::Failed { message: chain(&*cause) },
+        Err(cause) => Verdict::Failed {
+            message: chain(&*cause),
+        },
     };
     for writer in stdout.iter().chain(&stderr) {
         writer.end().await;
@@ -65,7 +79,13 @@ struct Streams {
 }
 
 async fn run(running: Running, streams: Streams, mut sizes: Option<Sizes>, gone: &CancellationToken) -> Verdict {
-    let Running { stdin, stdout, stderr, mut process, drain } = running;
+    let Running {
+        stdin,
+        stdout,
+        stderr,
+        mut process,
+        drain,
+    } = running;
     let mut outputs = JoinSet::new();
     for (fd, writer) in [(stdout, streams.stdout), (stderr, streams.stderr)] {
         if let Some(fd) = fd {
@@ -128,7 +148,9 @@ async fn run(running: Running, streams: Streams, mut sizes: Option<Sizes>, gone:
     }
     match exit {
         Some(Ok(code)) => Verdict::Exited { code },
-        Some(Err(cause)) => Verdict::Failed { message: chain(&*cause) },
+        Some(Err(cause)) => Verdict::Failed {
+            message: chain(&*cause),
+        },
         None => Verdict::Exited { code: 0 },
     }
 }
@@ -142,7 +164,9 @@ async fn deadline(limit: Option<Duration>) {
 
 /// Moves output to the client until it ends. Without a client it is read all the same: the process must not notice.
 async fn output(fd: OwnedFd, mut client: Option<Writer>) {
-    let Ok(mut fd) = pipe::Receiver::from_owned_fd_unchecked(fd) else { return };
+    let Ok(mut fd) = pipe::Receiver::from_owned_fd_unchecked(fd) else {
+        return;
+    };
     let mut scratch = Vec::new();
     loop {
         match read_piece(&mut fd, &mut scratch).await {
@@ -169,7 +193,9 @@ async fn output(fd: OwnedFd, mut client: Option<Writer>) {
 
 /// Moves the client's input to the process until either has enough, or the client is gone.
 async fn input(mut reader: Reader, fd: OwnedFd, gone: CancellationToken) {
-    let Ok(mut fd) = pipe::Sender::from_owned_fd_unchecked(fd) else { return };
+    let Ok(mut fd) = pipe::Sender::from_owned_fd_unchecked(fd) else {
+        return;
+    };
     while let Received::Data(bytes) = reader.next().await {
         let written = tokio::select! {
             written = fd.write_all(&bytes) => written,
@@ -196,7 +222,10 @@ struct Sizes {
 
 impl Sizes {
     fn new(reader: Reader) -> Self {
-        Self { reader, text: Vec::new() }
+        Self {
+            reader,
+            text: Vec::new(),
+        }
     }
 
     /// The next size, columns and rows; none at the end, or where there is nonsense. May be cancelled.
@@ -248,7 +277,11 @@ mod tests {
     async fn sizes_come_in_any_pieces_and_nonsense_ends_them() {
         let (feed, reader) = inbound(&Arc::new(Semaphore::new(9)));
         let mut sizes = Sizes::new(reader);
-        for piece in ["{\"Width\":80,\"Hei", "ght\":24}\n{\"Width\":1,\"Height\":2}", "\n nonsense"] {
+        for piece in [
+            "{\"Width\":80,\"Hei",
+            "ght\":24}\n{\"Width\":1,\"Height\":2}",
+            "\n nonsense",
+        ] {
             assert!(feed.data(Bytes::from(piece)).await);
         }
         assert_eq!(sizes.next().await, Some((80, 24)));

@@ -78,7 +78,15 @@ async fn join(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair
     match halves.remove(&key) {
         None => {
             stream.writer.accept().await;
-            halves.insert(key, Half { stream, is_data, port, since: Instant::now() });
+            halves.insert(
+                key,
+                Half {
+                    stream,
+                    is_data,
+                    port,
+                    since: Instant::now(),
+                },
+            );
             None
         }
         Some(half) if half.is_data == is_data || half.port != port => {
@@ -88,7 +96,11 @@ async fn join(halves: &mut HashMap<String, Half>, stream: Stream) -> Option<Pair
         }
         Some(half) => {
             stream.writer.accept().await;
-            let (data, error) = if is_data { (stream, half.stream) } else { (half.stream, stream) };
+            let (data, error) = if is_data {
+                (stream, half.stream)
+            } else {
+                (half.stream, stream)
+            };
             Some(Pair { data, error, port })
         }
     }
@@ -120,6 +132,9 @@ async fn forward(pair: Pair, dial: Arc<dyn Dial>) {
 pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer, error: &Writer) {
     match dial.dial(port).await {
         Ok(connection) => relay(connection, reader, writer).await,
+        // Accepted, and reset before we saw it. To the client a text on the error stream would be the end of all its
+        // connections; this is the end of one.
+        Err(cause) if is_reset(&*cause) => writer.reset().await,
         Err(cause) => {
             let told = format!("forward to port {port}: {}", chain(&*cause));
             tracing::debug!(error = told, "port-forward");
@@ -128,6 +143,14 @@ pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer
         }
     }
     error.end().await;
+}
+
+fn is_reset(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(cause), |cause| cause.source());
+    causes.any(|cause| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+    })
 }
 
 /// How the client's direction ended.

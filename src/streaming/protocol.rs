@@ -57,7 +57,10 @@ pub fn choose<'a, T: Copy>(
     served: &[(&'static str, T)],
 ) -> Option<(&'static str, T)> {
     let names = offered.into_iter().flat_map(|value| value.split(',')).map(str::trim);
-    names.filter_map(|name| served.iter().find(|(known, _)| *known == name)).copied().next()
+    names
+        .filter_map(|name| served.iter().find(|(known, _)| *known == name))
+        .copied()
+        .next()
 }
 
 #[cfg(test)]
@@ -67,7 +70,10 @@ mod tests {
     #[test]
     fn the_client_s_first_choice_wins() {
         let spdy = |offered: &[&str]| choose(offered.iter().copied(), &SPDY_COMMAND).map(|(_, version)| version);
-        assert_eq!(spdy(&["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io"]), Some(Version::V4));
+        assert_eq!(
+            spdy(&["v5.channel.k8s.io", "v4.channel.k8s.io", "v3.channel.k8s.io"]),
+            Some(Version::V4)
+        );
         assert_eq!(spdy(&["v2.channel.k8s.io, v4.channel.k8s.io"]), Some(Version::V2));
         assert_eq!(spdy(&["v9.channel.k8s.io"]), None);
         assert_eq!(spdy(&[]), None);

@@ -40,8 +40,15 @@ const SPDY_PROTOCOL: &str = "x-stream-protocol-version";
 
 /// What a token stands for.
 enum Offer {
-    Command { path: &'static str, wants: Wants, command: Box<dyn Command> },
-    PortForward { ports: Vec<u16>, dial: Arc<dyn Dial> },
+    Command {
+        path: &'static str,
+        wants: Wants,
+        command: Box<dyn Command>,
+    },
+    PortForward {
+        ports: Vec<u16>,
+        dial: Arc<dyn Dial>,
+    },
 }
 
 impl Offer {
@@ -67,7 +74,11 @@ impl Server {
         let mut bound = listener.local_addr().map_err(failed)?;
         // The kubelet is on this node: an address that means any is not one to connect to.
         if bound.ip().is_unspecified() {
-            let ip = if bound.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+            let ip = if bound.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                Ipv6Addr::LOCALHOST.into()
+            };
             bound.set_ip(ip);
         }
         let tokens = Arc::new(Tokens::default());
@@ -77,22 +88,36 @@ impl Server {
 
     /// A URL for `command`'s streams as a process of its own.
     pub fn exec(&self, wants: Wants, command: impl Command + 'static) -> Result<String, StreamingError> {
-        self.offer(Offer::Command { path: "exec", wants, command: Box::new(command) })
+        self.offer(Offer::Command {
+            path: "exec",
+            wants,
+            command: Box::new(command),
+        })
     }
 
     /// A URL for the streams of a process that runs already.
     pub fn attach(&self, wants: Wants, command: impl Command + 'static) -> Result<String, StreamingError> {
-        self.offer(Offer::Command { path: "attach", wants, command: Box::new(command) })
+        self.offer(Offer::Command {
+            path: "attach",
+            wants,
+            command: Box::new(command),
+        })
     }
 
     /// A URL for connections by `dial`. `ports` are those for clients that cannot name them themselves.
     pub fn port_forward(&self, ports: Vec<u16>, dial: impl Dial + 'static) -> Result<String, StreamingError> {
-        self.offer(Offer::PortForward { ports, dial: Arc::new(dial) })
+        self.offer(Offer::PortForward {
+            ports,
+            dial: Arc::new(dial),
+        })
     }
 
     fn offer(&self, offer: Offer) -> Result<String, StreamingError> {
         let path = offer.path();
-        let token = self.tokens.issue(offer).ok_or(StreamingError::TooManyTokens { limit: LIMIT })?;
+        let token = self
+            .tokens
+            .issue(offer)
+            .ok_or(StreamingError::TooManyTokens { limit: LIMIT })?;
         Ok(format!("http://{}/{path}/{token}", self.address))
     }
 }
@@ -110,7 +135,10 @@ async fn accept_all(listener: TcpListener, tokens: Arc<Tokens<Offer>>) {
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(limit = MAX_CONNECTIONS, "too many streaming clients: one is turned away");
+            tracing::warn!(
+                limit = MAX_CONNECTIONS,
+                "too many streaming clients: one is turned away"
+            );
             continue;
         };
         let place = Arc::new(place);
@@ -164,11 +192,28 @@ async fn run(upgrade: OnUpgrade, serve: Serve) {
 
 /// What an upgraded connection is for.
 enum Serve {
-    SpdyCommand { wants: Wants, command: Box<dyn Command>, version: Version },
-    SpdyPortForward { dial: Arc<dyn Dial> },
-    WebSocketCommand { wants: Wants, command: Box<dyn Command>, version: Version, base64: bool },
-    WebSocketPortForward { ports: Vec<u16>, dial: Arc<dyn Dial>, base64: bool },
-    Tunnel { dial: Arc<dyn Dial> },
+    SpdyCommand {
+        wants: Wants,
+        command: Box<dyn Command>,
+        version: Version,
+    },
+    SpdyPortForward {
+        dial: Arc<dyn Dial>,
+    },
+    WebSocketCommand {
+        wants: Wants,
+        command: Box<dyn Command>,
+        version: Version,
+        base64: bool,
+    },
+    WebSocketPortForward {
+        ports: Vec<u16>,
+        dial: Arc<dyn Dial>,
+        base64: bool,
+    },
+    Tunnel {
+        dial: Arc<dyn Dial>,
+    },
 }
 
 fn refuse(status: StatusCode, why: impl Into<String>) -> Response<String> {
@@ -185,25 +230,46 @@ fn prepare(request: &Request<Incoming>, tokens: &Tokens<Offer>) -> Result<(Respo
     let headers = request.headers();
     let websocket = has_token(headers, header::UPGRADE, WEBSOCKET);
     if !has_token(headers, header::CONNECTION, "upgrade") || !(websocket || has_token(headers, header::UPGRADE, SPDY)) {
-        return Err(refuse(StatusCode::BAD_REQUEST, format!("upgrade to {SPDY} or {WEBSOCKET}\n")));
+        return Err(refuse(
+            StatusCode::BAD_REQUEST,
+            format!("upgrade to {SPDY} or {WEBSOCKET}\n"),
+        ));
     }
     let mut parts = request.uri().path().trim_start_matches('/').split('/');
     let (path, token) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let offer = tokens
-        .redeem(token, |offer| offer.path() == path)
-        .ok_or_else(|| refuse(StatusCode::NOT_FOUND, "no such token: it may be used once, within a minute\n"))?;
-    if websocket { prepare_websocket(headers, offer) } else { prepare_spdy(headers, offer) }
+    let offer = tokens.redeem(token, |offer| offer.path() == path).ok_or_else(|| {
+        refuse(
+            StatusCode::NOT_FOUND,
+            "no such token: it may be used once, within a minute\n",
+        )
+    })?;
+    if websocket {
+        prepare_websocket(headers, offer)
+    } else {
+        prepare_spdy(headers, offer)
+    }
 }
 
 fn prepare_spdy(headers: &HeaderMap, offer: Offer) -> Result<(Response<String>, Serve), Response<String>> {
-    let offered: Vec<&str> = headers.get_all(SPDY_PROTOCOL).iter().filter_map(|value| value.to_str().ok()).collect();
+    let offered: Vec<&str> = headers
+        .get_all(SPDY_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
     let (chosen, serve) = match offer {
         Offer::Command { wants, command, .. } => {
             // A client of the first version does not say so.
             let first = offered.is_empty().then_some(("", Version::V1));
             let chosen = first.or_else(|| protocol::choose(offered, &protocol::SPDY_COMMAND));
             let (name, version) = chosen.ok_or_else(|| no_protocol(&protocol::SPDY_COMMAND))?;
-            (name, Serve::SpdyCommand { wants, command, version })
+            (
+                name,
+                Serve::SpdyCommand {
+                    wants,
+                    command,
+                    version,
+                },
+            )
         }
         Offer::PortForward { dial, .. } => {
             let first = offered.is_empty().then_some(("", ()));
@@ -214,18 +280,27 @@ fn prepare_spdy(headers: &HeaderMap, offer: Offer) -> Result<(Response<String>, 
     };
     let mut response = switching(SPDY);
     if !chosen.is_empty() {
-        response.headers_mut().insert(SPDY_PROTOCOL, HeaderValue::from_static(chosen));
+        response
+            .headers_mut()
+            .insert(SPDY_PROTOCOL, HeaderValue::from_static(chosen));
     }
     Ok((response, serve))
 }
 
 fn prepare_websocket(headers: &HeaderMap, offer: Offer) -> Result<(Response<String>, Serve), Response<String>> {
-    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| derive_accept_key(key.as_bytes()));
+    let key = headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .map(|key| derive_accept_key(key.as_bytes()));
     let accept = key.and_then(|key| HeaderValue::from_str(&key).ok());
     let accept = accept.ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "no Sec-WebSocket-Key\n"))?;
-    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
         let mut refusal = refuse(StatusCode::UPGRADE_REQUIRED, "version 13 of WebSocket\n");
-        refusal.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        refusal
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return Err(refusal);
     }
     let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
@@ -235,17 +310,30 @@ fn prepare_websocket(headers: &HeaderMap, offer: Offer) -> Result<(Response<Stri
             let first = offered.is_empty().then_some(("", (Version::V1, false)));
             let chosen = first.or_else(|| protocol::choose(offered, &protocol::WEBSOCKET_COMMAND));
             let (name, (version, base64)) = chosen.ok_or_else(|| no_protocol(&protocol::WEBSOCKET_COMMAND))?;
-            (name, Serve::WebSocketCommand { wants, command, version, base64 })
+            (
+                name,
+                Serve::WebSocketCommand {
+                    wants,
+                    command,
+                    version,
+                    base64,
+                },
+            )
         }
         Offer::PortForward { ports, dial } => {
-            let first = offered.is_empty().then_some(("", Forwarding::Channels { base64: false }));
+            let first = offered
+                .is_empty()
+                .then_some(("", Forwarding::Channels { base64: false }));
             let chosen = first.or_else(|| protocol::choose(offered, &protocol::WEBSOCKET_PORT_FORWARD));
             let (name, forwarding) = chosen.ok_or_else(|| no_protocol(&protocol::WEBSOCKET_PORT_FORWARD))?;
             match forwarding {
                 Forwarding::Tunnel => (name, Serve::Tunnel { dial }),
                 // The numbers of channels are bytes.
                 Forwarding::Channels { .. } if ports.is_empty() || ports.len() > 127 => {
-                    return Err(refuse(StatusCode::BAD_REQUEST, "the request named no ports, or too many\n"));
+                    return Err(refuse(
+                        StatusCode::BAD_REQUEST,
+                        "the request named no ports, or too many\n",
+                    ));
                 }
                 Forwarding::Channels { base64 } => (name, Serve::WebSocketPortForward { ports, dial, base64 }),
             }
@@ -254,28 +342,41 @@ fn prepare_websocket(headers: &HeaderMap, offer: Offer) -> Result<(Response<Stri
     let mut response = switching(WEBSOCKET);
     response.headers_mut().insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     if !chosen.is_empty() {
-        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(chosen));
+        response
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(chosen));
     }
     Ok((response, serve))
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|word| word.trim().eq_ignore_ascii_case(token))
+    values
+        .flat_map(|value| value.split(','))
+        .any(|word| word.trim().eq_ignore_ascii_case(token))
 }
 
 fn switching(to: &'static str) -> Response<String> {
     let mut response = refuse(StatusCode::SWITCHING_PROTOCOLS, "");
-    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static(to));
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    response
+        .headers_mut()
+        .insert(header::UPGRADE, HeaderValue::from_static(to));
     response
 }
 
 fn no_protocol<T>(served: &[(&'static str, T)]) -> Response<String> {
     let names: Vec<&str> = served.iter().map(|(name, _)| *name).collect();
-    let mut refusal = refuse(StatusCode::FORBIDDEN, format!("no common protocol: served are {}\n", names.join(", ")));
+    let mut refusal = refuse(
+        StatusCode::FORBIDDEN,
+        format!("no common protocol: served are {}\n", names.join(", ")),
+    );
     for name in names {
-        refusal.headers_mut().append("x-accepted-stream-protocol-versions", HeaderValue::from_static(name));
+        refusal
+            .headers_mut()
+            .append("x-accepted-stream-protocol-versions", HeaderValue::from_static(name));
     }
     refusal
 }
@@ -283,7 +384,11 @@ fn no_protocol<T>(served: &[(&'static str, T)]) -> Response<String> {
 impl Serve {
     async fn run(self, io: TokioIo<Upgraded>) {
         match self {
-            Self::SpdyCommand { wants, command, version } => {
+            Self::SpdyCommand {
+                wants,
+                command,
+                version,
+            } => {
                 if let Some(client) = spdy_client(spdy::start(io), wants, version).await {
                     command::serve(command, client).await;
                 }
@@ -293,8 +398,16 @@ impl Serve {
                 let socket = websocket::accept(io).await;
                 port_forward::serve(spdy::start(websocket::tunnel(socket)), dial).await;
             }
-            Self::WebSocketCommand { wants, command, version, base64 } => {
-                let coding = Coding { base64, ends: version >= Version::V5 };
+            Self::WebSocketCommand {
+                wants,
+                command,
+                version,
+                base64,
+            } => {
+                let coding = Coding {
+                    base64,
+                    ends: version >= Version::V5,
+                };
                 let (link, channels) = websocket::start(websocket::accept(io).await, 5, coding);
                 if let Some(client) = websocket_client(link, channels, wants, version).await {
                     command::serve(command, client).await;
@@ -385,7 +498,9 @@ async fn forward_channels(link: Link, channels: Vec<(Reader, Writer)>, ports: Ve
     let mut channels = channels.into_iter();
     let mut connections = Vec::new();
     for port in ports {
-        let (Some((reader, data)), Some((_, error))) = (channels.next(), channels.next()) else { break };
+        let (Some((reader, data)), Some((_, error))) = (channels.next(), channels.next()) else {
+            break;
+        };
         let named = bytes::Bytes::copy_from_slice(&port.to_le_bytes());
         let _ = data.data(named.clone()).await;
         let _ = error.data(named).await;

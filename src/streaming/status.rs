@@ -5,9 +5,13 @@ use super::protocol::Version;
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    Exited { code: i32 },
+    Exited {
+        code: i32,
+    },
     /// It did not start, or its end is not known.
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 impl Verdict {
@@ -56,7 +60,10 @@ mod tests {
         let status: serde_json::Value = serde_json::from_str(&failed.words(Version::V4)).unwrap();
         assert_eq!(status["status"], "Failure");
         assert_eq!(status["reason"], "NonZeroExitCode");
-        assert_eq!(status["details"]["causes"][0], serde_json::json!({"reason": "ExitCode", "message": "3"}));
+        assert_eq!(
+            status["details"]["causes"][0],
+            serde_json::json!({"reason": "ExitCode", "message": "3"})
+        );
         assert_eq!(failed.words(Version::V3), "command terminated with exit code 3");
     }
 

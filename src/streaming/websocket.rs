@@ -100,7 +100,9 @@ where
             continue;
         }
         let number = if coding.base64 { first.wrapping_sub(b'0') } else { first };
-        let Some(Some(feed)) = feeds.get(usize::from(number)) else { continue };
+        let Some(Some(feed)) = feeds.get(usize::from(number)) else {
+            continue;
+        };
         if coding.base64 {
             let Ok(plain) = STANDARD.decode(&bytes) else { return };
             bytes = Bytes::from(plain);
@@ -123,7 +125,10 @@ async fn write_all<T>(
         let message = match outgoing {
             Outgoing::Data { stream, bytes } => encode(stream, &bytes, coding),
             Outgoing::Close { .. } => {
-                let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+                let close = CloseFrame {
+                    code: CloseCode::Normal,
+                    reason: "".into(),
+                };
                 let _ = sink.send(Message::Close(Some(close))).await;
                 return;
             }
@@ -180,11 +185,18 @@ where
     let outbound = async move {
         let mut scratch = vec![0; CHUNK];
         while let Ok(length @ 1..) = from_inner.read(&mut scratch).await {
-            if sink.send(Message::binary(Bytes::copy_from_slice(&scratch[..length]))).await.is_err() {
+            if sink
+                .send(Message::binary(Bytes::copy_from_slice(&scratch[..length])))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
-        let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let close = CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        };
         let _ = sink.send(Message::Close(Some(close))).await;
     };
     tokio::spawn(inbound);

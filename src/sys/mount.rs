@@ -41,8 +41,12 @@ pub fn overlay_read_only(lower: &[PathBuf]) -> io::Result<OwnedFd> {
         fsconfig_set_string(&context, "lowerdir+", layer.as_path()).map_err(|e| failed("overlay layer", layer, e))?;
     }
     fsconfig_create(&context).map_err(|e| failed("overlay at", top, e))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-        .map_err(|e| failed("fsmount overlay at", top, e))
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )
+    .map_err(|e| failed("fsmount overlay at", top, e))
 }
 
 /// A detached tmpfs of at most `size_bytes`, its root with `mode`.
@@ -66,8 +70,7 @@ pub fn clone_tree(path: &Path, recursive: bool) -> io::Result<OwnedFd> {
 
 /// As [`clone_tree`], of what `fd` is open on.
 pub fn clone_tree_at(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
@@ -125,7 +128,12 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
         Some(Propagation::Slave) => libc::MS_SLAVE,
         Some(Propagation::Shared) => libc::MS_SHARED,
     };
-    let attr = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let attr = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation,
+        userns_fd: 0,
+    };
     let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a literal, `attr` lives across the call and its size is given.
     let done = unsafe {
@@ -138,11 +146,25 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
             std::mem::size_of::<libc::mount_attr>(),
         )
     };
-    if done == 0 { Ok(()) } else { Err(failed("mount_setattr", Path::new("of a descriptor"), io::Error::last_os_error())) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(failed(
+            "mount_setattr",
+            Path::new("of a descriptor"),
+            io::Error::last_os_error(),
+        ))
+    }
 }
 
 /// Opens `path` as if `root` were `/`: no `..` and no symlink leads out of it (openat2(2), RESOLVE_IN_ROOT).
 pub fn open_in_root(root: impl AsFd, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
-    openat2(root, path, flags | OFlags::CLOEXEC, mode, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-        .map_err(|e| failed("open", path, e))
+    openat2(
+        root,
+        path,
+        flags | OFlags::CLOEXEC,
+        mode,
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+    .map_err(|e| failed("open", path, e))
 }

@@ -17,7 +17,11 @@ fn content() -> Content {
 }
 
 fn password() -> Auth {
-    Auth { username: "user".to_owned(), password: "pass:word".to_owned(), ..Auth::default() }
+    Auth {
+        username: "user".to_owned(),
+        password: "pass:word".to_owned(),
+        ..Auth::default()
+    }
 }
 
 fn basic() -> String {
@@ -25,7 +29,12 @@ fn basic() -> String {
 }
 
 async fn pull(room: &Room, server: &Server, auth: Option<Auth>) -> Result<ImageId, ImageError> {
-    room.images.pull(PullRequest { reference: format!("{}/a/b:v1", server.host()), auth }).await
+    room.images
+        .pull(PullRequest {
+            reference: format!("{}/a/b:v1", server.host()),
+            auth,
+        })
+        .await
 }
 
 fn is_authorized(request: &Request, value: &str) -> bool {
@@ -66,15 +75,28 @@ async fn a_password_buys_a_token() {
     .await;
     let registry = bearer_registry(format!("http://{}/token", tokens.host())).await;
     let room = Room::new().await;
-    let wrong = Auth { password: "hunter2".to_owned(), ..password() };
+    let wrong = Auth {
+        password: "hunter2".to_owned(),
+        ..password()
+    };
     let error = pull(&room, &registry, Some(wrong)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
-    assert!(chain(&error).contains("credentials refused") && chain(&error).contains("incorrect"), "{}", chain(&error));
+    assert!(
+        chain(&error).contains("credentials refused") && chain(&error).contains("incorrect"),
+        "{}",
+        chain(&error)
+    );
     assert!(!format!("{} {error:?}", chain(&error)).contains("hunter2"));
 
     pull(&room, &registry, Some(password())).await.unwrap();
     assert!(tokens.requests().last().unwrap().query.contains("account=user"));
-    assert!(registry.requests().iter().all(|request| !is_authorized(request, &basic())), "the registry never saw it");
+    assert!(
+        registry
+            .requests()
+            .iter()
+            .all(|request| !is_authorized(request, &basic())),
+        "the registry never saw it"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +112,10 @@ async fn an_identity_token_is_exchanged() {
     .await;
     let registry = bearer_registry(format!("http://{}/token", tokens.host())).await;
     let room = Room::new().await;
-    let auth = Auth { identity_token: "identity".to_owned(), ..Auth::default() };
+    let auth = Auth {
+        identity_token: "identity".to_owned(),
+        ..Auth::default()
+    };
     pull(&room, &registry, Some(auth)).await.unwrap();
 }
 
@@ -98,10 +123,21 @@ async fn an_identity_token_is_exchanged() {
 async fn a_registry_token_is_sent_as_it_is() {
     let registry = bearer_registry("http://127.0.0.1:1/token".to_owned()).await;
     let room = Room::new().await;
-    let auth = Auth { registry_token: "good-token".to_owned(), ..Auth::default() };
+    let auth = Auth {
+        registry_token: "good-token".to_owned(),
+        ..Auth::default()
+    };
     pull(&room, &registry, Some(auth)).await.unwrap();
-    assert!(registry.requests().iter().all(|request| is_authorized(request, "Bearer good-token")));
-    let auth = Auth { registry_token: "bad-token".to_owned(), ..Auth::default() };
+    assert!(
+        registry
+            .requests()
+            .iter()
+            .all(|request| is_authorized(request, "Bearer good-token"))
+    );
+    let auth = Auth {
+        registry_token: "bad-token".to_owned(),
+        ..Auth::default()
+    };
     let error = pull(&room, &registry, Some(auth)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
     assert!(!format!("{} {error:?}", chain(&error)).contains("bad-token"));
@@ -120,12 +156,25 @@ async fn basic_authorization_by_password_and_by_the_auth_field() {
     assert_eq!(error.kind(), ErrorKind::Denied);
     assert!(chain(&error).contains("authorization required"), "{}", chain(&error));
     pull(&room, &registry, Some(password())).await.unwrap();
-    let auth = Auth { auth: STANDARD.encode("user:pass:word"), ..Auth::default() };
+    let auth = Auth {
+        auth: STANDARD.encode("user:pass:word"),
+        ..Auth::default()
+    };
     pull(&room, &registry, Some(auth.clone())).await.unwrap();
-    let elsewhere = Auth { server_address: "https://other.example".to_owned(), ..auth };
+    let elsewhere = Auth {
+        server_address: "https://other.example".to_owned(),
+        ..auth
+    };
     let error = pull(&room, &registry, Some(elsewhere)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Denied, "credentials for another host are not used");
-    let here = Auth { server_address: format!("http://{}", registry.host()), ..password() };
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Denied,
+        "credentials for another host are not used"
+    );
+    let here = Auth {
+        server_address: format!("http://{}", registry.host()),
+        ..password()
+    };
     pull(&room, &registry, Some(here)).await.unwrap();
 }
 
@@ -154,7 +203,10 @@ async fn a_token_that_expires_in_mid_pull_is_renewed_once_for_all_layers() {
     let room = Room::new().await;
     pull(&room, &registry, None).await.unwrap();
     assert_eq!(issued.load(Ordering::Relaxed), 2);
-    assert!(tokens.requests()[0].query.contains("scope=repository%3Aa%2Fb%3Apull"), "a scope that was not named");
+    assert!(
+        tokens.requests()[0].query.contains("scope=repository%3Aa%2Fb%3Apull"),
+        "a scope that was not named"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -202,10 +254,18 @@ async fn mirrors_do_not_see_the_registry_s_credentials() {
     room.configure(&registry.host(), &host);
     pull(&room, &registry, Some(password())).await.unwrap();
     assert!(!mirror.requests().is_empty());
-    assert!(mirror.requests().iter().all(|request| request.header("authorization").is_none()));
+    assert!(
+        mirror
+            .requests()
+            .iter()
+            .all(|request| request.header("authorization").is_none())
+    );
 
     // What the configuration gives a mirror goes to that mirror, and only there.
-    let own = format!("{host}\n[host.\"http://{}\".header]\nauthorization = \"Basic bWlycm9yOm93bg==\"", mirror.host());
+    let own = format!(
+        "{host}\n[host.\"http://{}\".header]\nauthorization = \"Basic bWlycm9yOm93bg==\"",
+        mirror.host()
+    );
     room.configure(&registry.host(), &own);
     let before = registry.requests().len();
     let fresh = Room::new().await;
@@ -223,6 +283,10 @@ async fn a_plain_token_server_elsewhere_gets_no_password() {
     assert!(chain(&error).contains("plain text"), "{}", chain(&error));
     for realm in ["ftp://x/", "not an address", "https://user:pw@h/"] {
         let registry = bearer_registry(realm.to_owned()).await;
-        assert_eq!(pull(&room, &registry, None).await.unwrap_err().kind(), ErrorKind::Denied, "{realm}");
+        assert_eq!(
+            pull(&room, &registry, None).await.unwrap_err().kind(),
+            ErrorKind::Denied,
+            "{realm}"
+        );
     }
 }

@@ -62,9 +62,16 @@ pub struct Layer {
 impl Layer {
     /// A gzipped layer with one file of noise.
     pub fn new(name: &str, length: usize) -> Self {
-        let archive = archive(name, &noise(length, name.bytes().map(u64::from).sum::<u64>() + length as u64));
+        let archive = archive(
+            name,
+            &noise(length, name.bytes().map(u64::from).sum::<u64>() + length as u64),
+        );
         let blob = gzip(&archive);
-        Self { media_type: OCI_LAYER, archive, blob }
+        Self {
+            media_type: OCI_LAYER,
+            archive,
+            blob,
+        }
     }
 
     pub fn digest(&self) -> String {
@@ -74,7 +81,11 @@ impl Layer {
 
 pub fn config_of(layers: &[Layer]) -> Value {
     let diff_ids: Vec<_> = layers.iter().map(|layer| sha256(&layer.archive)).collect();
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let architecture = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
     json!({
         "os": "linux", "architecture": architecture, "config": {"Cmd": ["/bin/true"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
@@ -132,7 +143,8 @@ impl Content {
 
     pub fn add_blob(&mut self, repository: &str, bytes: Vec<u8>) {
         let path = format!("/v2/{repository}/blobs/{}", sha256(&bytes));
-        self.entries.insert(path, ("application/octet-stream".to_owned(), bytes));
+        self.entries
+            .insert(path, ("application/octet-stream".to_owned(), bytes));
     }
 
     pub fn get(&self, path: &str) -> Option<&[u8]> {
@@ -142,14 +154,21 @@ impl Content {
     /// What an honest registry answers, ranges included.
     pub fn reply(&self, request: &Request) -> Reply {
         let Some((media_type, bytes)) = self.entries.get(&request.path) else {
-            return Reply::new(404, r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#);
+            return Reply::new(
+                404,
+                r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#,
+            );
         };
         let reply = match request.range_start() {
-            Some(start) => Reply::new(206, &bytes[start..])
-                .with("content-range", format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len())),
+            Some(start) => Reply::new(206, &bytes[start..]).with(
+                "content-range",
+                format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()),
+            ),
             None => Reply::new(200, bytes.as_slice()),
         };
-        reply.with("content-type", media_type).with("docker-content-digest", sha256(bytes))
+        reply
+            .with("content-type", media_type)
+            .with("docker-content-digest", sha256(bytes))
     }
 }
 
@@ -178,7 +197,12 @@ impl Room {
     }
 
     pub async fn pull(&self, reference: &str) -> Result<ImageId, ImageError> {
-        self.images.pull(PullRequest { reference: reference.to_owned(), auth: None }).await
+        self.images
+            .pull(PullRequest {
+                reference: reference.to_owned(),
+                auth: None,
+            })
+            .await
     }
 
     /// Writes a `hosts.toml`.
@@ -191,7 +215,10 @@ impl Room {
     /// The content of `name` in the image, from its top layer that has it.
     pub fn file(&self, image_id: &ImageId, name: &str) -> Option<Vec<u8>> {
         let image = self.images.find(image_id.as_str())?;
-        self.images.layers(&image).iter().find_map(|layer| std::fs::read(layer.join(name)).ok())
+        self.images
+            .layers(&image)
+            .iter()
+            .find_map(|layer| std::fs::read(layer.join(name)).ok())
     }
 
     /// Everything below the room's directory, for looking for what was left behind.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crisp::image::ErrorKind;
 
-use crate::content::{Content, Layer, Room, chain, gzip, archive};
+use crate::content::{Content, Layer, Room, archive, chain, gzip};
 use crate::server::{Reply, Request, Server, Step};
 
 const SIZE: usize = 3_000_000;
@@ -32,7 +32,10 @@ async fn server(
 }
 
 async fn pulls(room: &Room, server: &Server) {
-    let image_id = room.pull(&format!("{}/a:v1", server.host())).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let image_id = room
+        .pull(&format!("{}/a:v1", server.host()))
+        .await
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(room.file(&image_id, "large").unwrap().len(), SIZE);
 }
 
@@ -44,7 +47,11 @@ async fn fails(room: &Room, server: &Server, kind: ErrorKind, part: &str) {
     // What is unlinked is so in the background.
     let begin = Instant::now();
     while room.files() != before {
-        assert!(begin.elapsed() < Duration::from_secs(5), "left behind: {:?}", room.files());
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "left behind: {:?}",
+            room.files()
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
@@ -75,7 +82,10 @@ async fn a_layer_that_is_cut_goes_on_at_the_byte_where_it_ended() {
         .filter(|request| request.path.ends_with(&layer.digest()))
         .map(|request| request.range_start().unwrap_or(0))
         .collect();
-    assert_eq!(ranges, [0, 400_000, 800_000, 1_200_000, 1_600_000, 2_000_000, 2_400_000]);
+    assert_eq!(
+        ranges,
+        [0, 400_000, 800_000, 1_200_000, 1_600_000, 2_000_000, 2_400_000]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -111,7 +121,9 @@ async fn a_stalled_connection_is_given_up_and_a_slow_one_is_not() {
         let blob = content.get(&request.path).unwrap();
         reply.steps = Vec::new();
         for chunk in blob.chunks(blob.len() / 5) {
-            reply = reply.then(Step::Send(chunk.to_vec())).then(Step::Pause(Duration::from_millis(200)));
+            reply = reply
+                .then(Step::Send(chunk.to_vec()))
+                .then(Step::Pause(Duration::from_millis(200)));
         }
         reply
     })
@@ -123,7 +135,10 @@ async fn a_stalled_connection_is_given_up_and_a_slow_one_is_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_registry_that_always_hangs_fails_the_pull_in_bounded_time() {
     let (content, layer) = large();
-    let server = server(content, &layer, |_, request, content| cut(request, content, 0, Step::Hang)).await;
+    let server = server(content, &layer, |_, request, content| {
+        cut(request, content, 0, Step::Hang)
+    })
+    .await;
     fails(&Room::new().await, &server, ErrorKind::Timeout, "nothing received").await;
     assert_eq!(server.count("GET", &layer.digest()), 3);
 }
@@ -151,7 +166,13 @@ async fn a_pause_that_is_too_long_fails_the_pull_at_once() {
     })
     .await;
     let begin = Instant::now();
-    fails(&Room::new().await, &server, ErrorKind::Unavailable, "3600s: TOOMANYREQUESTS: limit reached").await;
+    fails(
+        &Room::new().await,
+        &server,
+        ErrorKind::Unavailable,
+        "3600s: TOOMANYREQUESTS: limit reached",
+    )
+    .await;
     assert!(begin.elapsed() < Duration::from_secs(1));
     assert_eq!(server.requests().len(), 1);
 }
@@ -202,7 +223,10 @@ async fn a_layer_that_is_not_what_the_configuration_says_is_not_published() {
     let (_, good) = large();
     let lie = archive("large", b"other");
     // The blob is what the manifest says; what is in it is not what the configuration says.
-    let layer = Layer { blob: gzip(&lie), ..good };
+    let layer = Layer {
+        blob: gzip(&lie),
+        ..good
+    };
     let content = Content::image("a", "v1", std::slice::from_ref(&layer));
     let server = server(content, &layer, |_, request, content| content.reply(request)).await;
     fails(&Room::new().await, &server, ErrorKind::Corrupt, "unpack layer").await;
@@ -216,8 +240,17 @@ async fn redirects_that_lead_astray_are_refused() {
     })
     .await;
     fails(&Room::new().await, &lost, ErrorKind::Unavailable, "too many").await;
-    let odd = server(content, &layer, |_, _, _| Reply::new(307, "").with("location", "file:///etc/passwd")).await;
-    fails(&Room::new().await, &odd, ErrorKind::Unavailable, "neither http nor https").await;
+    let odd = server(content, &layer, |_, _, _| {
+        Reply::new(307, "").with("location", "file:///etc/passwd")
+    })
+    .await;
+    fails(
+        &Room::new().await,
+        &odd,
+        ErrorKind::Unavailable,
+        "neither http nor https",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,11 +26,17 @@ async fn honest() -> Server {
 }
 
 fn mirrors(hosts: &[&Server]) -> String {
-    hosts.iter().map(|server| format!("[host.\"http://{}\"]\n", server.host())).collect()
+    hosts
+        .iter()
+        .map(|server| format!("[host.\"http://{}\"]\n", server.host()))
+        .collect()
 }
 
 async fn pulls(room: &Room, registry: &str) {
-    let image_id = room.pull(&format!("{registry}/a:v1")).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let image_id = room
+        .pull(&format!("{registry}/a:v1"))
+        .await
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     assert_eq!(room.file(&image_id, "file").unwrap().len(), 2_000_000);
 }
 
@@ -43,9 +49,18 @@ async fn a_mirror_is_asked_for_the_registry_s_repositories() {
     assert_eq!(image_id.unwrap_err().kind(), ErrorKind::Invalid);
     room.configure("registry.invalid", &mirrors(&[&mirror]));
     pulls(&room, "registry.invalid").await;
-    assert!(mirror.requests().iter().all(|request| request.query == "ns=registry.invalid"));
+    assert!(
+        mirror
+            .requests()
+            .iter()
+            .all(|request| request.query == "ns=registry.invalid")
+    );
     let image = room.images.find("registry.invalid/a:v1").unwrap();
-    assert_eq!(image.repo_tags, ["registry.invalid/a:v1"], "the mirror is not in the names");
+    assert_eq!(
+        image.repo_tags,
+        ["registry.invalid/a:v1"],
+        "the mirror is not in the names"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -56,13 +71,23 @@ async fn the_next_host_is_asked_when_one_is_down_or_has_it_not() {
     let (good, unneeded) = (honest().await, honest().await);
     let gone = Server::start(|_| Reply::new(500, "")).await;
     let room = Room::with(|config| config.registry.backoff = Duration::from_secs(30)).await;
-    room.configure("registry.invalid", &mirrors(&[&gone, &down, &empty, &refusing, &good, &unneeded]));
+    room.configure(
+        "registry.invalid",
+        &mirrors(&[&gone, &down, &empty, &refusing, &good, &unneeded]),
+    );
     drop(gone);
     let begin = Instant::now();
     pulls(&room, "registry.invalid").await;
-    assert!(begin.elapsed() < Duration::from_secs(10), "no pause before the next host");
+    assert!(
+        begin.elapsed() < Duration::from_secs(10),
+        "no pause before the next host"
+    );
     assert!(unneeded.requests().is_empty());
-    assert_eq!(down.requests().len(), 1, "what was down comes last for the rest of the pull");
+    assert_eq!(
+        down.requests().len(),
+        1,
+        "what was down comes last for the rest of the pull"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,7 +134,13 @@ async fn what_a_lying_mirror_serves_is_fetched_anew_elsewhere() {
     room.configure("registry.invalid", &mirrors(&[&liar, &good]));
     pulls(&room, "registry.invalid").await;
     assert_eq!(good.count("GET", &layer().digest()), 1);
-    assert_eq!(good.requests().iter().filter(|request| request.range_start().is_some()).count(), 0);
+    assert_eq!(
+        good.requests()
+            .iter()
+            .filter(|request| request.range_start().is_some())
+            .count(),
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,7 +166,10 @@ async fn the_configuration_is_read_at_each_pull_and_its_mistakes_are_told() {
     room.configure("registry.invalid", "capabilities = 3\n[host.\"nowhere://x\"]");
     let error = room.pull("registry.invalid/a:v1").await.unwrap_err();
     let text = chain(&error);
-    assert!(text.contains("nowhere://x") && text.contains("capabilities") && text.contains("hosts.toml"), "{text}");
+    assert!(
+        text.contains("nowhere://x") && text.contains("capabilities") && text.contains("hosts.toml"),
+        "{text}"
+    );
     room.configure("registry.invalid", &mirrors(&[&mirror]));
     pulls(&room, "registry.invalid").await;
 }
@@ -148,7 +182,9 @@ impl Pki {
     fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self { authority: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
+        Self {
+            authority: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+        }
     }
 
     /// Certificate and key in PEM form, and the certificate in DER form.
@@ -162,13 +198,15 @@ impl Pki {
     fn server(&self, wants_client: bool) -> ServerConfig {
         let (_, _, certificate, key) = self.issue("127.0.0.1");
         let provider = Arc::new(crypto::ring::default_provider());
-        let builder =
-            ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let builder = if wants_client {
             let mut roots = RootCertStore::empty();
             roots.add(self.authority.der().clone()).unwrap();
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .unwrap();
             builder.with_client_cert_verifier(verifier)
         } else {
             builder.with_no_client_auth()
@@ -196,12 +234,20 @@ async fn an_own_authority_and_a_client_certificate_are_used() {
     std::fs::write(directory.join("ca.pem"), pki.authority.pem()).unwrap();
     room.configure(&registry, &format!("{base}ca = \"ca.pem\"\n"));
     let error = room.pull(&format!("{registry}/a:v1")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "no client certificate: {}", chain(&error));
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Unavailable,
+        "no client certificate: {}",
+        chain(&error)
+    );
 
     let (certificate, key, ..) = pki.issue("client");
     std::fs::write(directory.join("client.pem"), certificate).unwrap();
     std::fs::write(directory.join("client-key.pem"), key).unwrap();
-    room.configure(&registry, &format!("{base}ca = \"ca.pem\"\nclient = [[\"client.pem\", \"client-key.pem\"]]\n"));
+    room.configure(
+        &registry,
+        &format!("{base}ca = \"ca.pem\"\nclient = [[\"client.pem\", \"client-key.pem\"]]\n"),
+    );
     pulls(&room, &registry).await;
 }
 
@@ -212,7 +258,10 @@ async fn verification_can_be_skipped_and_is_not_by_default() {
     let server = Server::start_tls(pki.server(false), move |request| content.reply(request)).await;
     let room = Room::new().await;
     let registry = server.host();
-    room.configure(&registry, &format!("server = \"https://{registry}\"\nskip_verify = true\n"));
+    room.configure(
+        &registry,
+        &format!("server = \"https://{registry}\"\nskip_verify = true\n"),
+    );
     pulls(&room, &registry).await;
 }
 
@@ -245,7 +294,11 @@ async fn proxies_of_the_environment_are_used() {
     let proxy = Server::start(move |request| {
         let mut request = request.clone();
         // A proxy is asked by the whole address.
-        request.path = request.path.strip_prefix("http://registry.invalid").expect("an address").to_owned();
+        request.path = request
+            .path
+            .strip_prefix("http://registry.invalid")
+            .expect("an address")
+            .to_owned();
         content.reply(&request)
     })
     .await;

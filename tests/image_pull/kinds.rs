@@ -19,19 +19,30 @@ async fn tag_digest_and_both_name_one_image() {
     assert!(image.repo_tags.is_empty());
     assert_eq!(image.repo_digests, [format!("{repository}@{digest}")]);
     assert_eq!(room.pull(&format!("{repository}:v1")).await.unwrap(), by_digest);
-    assert_eq!(room.pull(&format!("{repository}:whatever@{digest}")).await.unwrap(), by_digest);
+    assert_eq!(
+        room.pull(&format!("{repository}:whatever@{digest}")).await.unwrap(),
+        by_digest
+    );
     let image = room.images.find(by_digest.as_str()).unwrap();
     assert_eq!(image.repo_tags, [format!("{repository}:v1")]);
     assert_eq!(room.file(&by_digest, "file").unwrap().len(), 100_000);
     assert_eq!(room.file(&by_digest, "other").unwrap().len(), 10);
-    let layers = server.requests().iter().filter(|request| request.path.contains("/blobs/")).count();
+    let layers = server
+        .requests()
+        .iter()
+        .filter(|request| request.path.contains("/blobs/"))
+        .count();
     // Two layers, once; the configuration at the first pull and at that by tag, which had to learn what the tag is.
     assert_eq!(layers, 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unchanged_tag_costs_one_head_and_a_moved_one_is_pulled() {
-    let content = std::sync::Arc::new(std::sync::Mutex::new(Content::image("a", "v1", &[Layer::new("one", 10)])));
+    let content = std::sync::Arc::new(std::sync::Mutex::new(Content::image(
+        "a",
+        "v1",
+        &[Layer::new("one", 10)],
+    )));
     let served = content.clone();
     let server = Server::start(move |request| served.lock().unwrap().reply(request)).await;
     let room = Room::new().await;
@@ -39,7 +50,13 @@ async fn an_unchanged_tag_costs_one_head_and_a_moved_one_is_pulled() {
     let first = room.pull(&reference).await.unwrap();
     let before = server.requests().len();
     assert_eq!(room.pull(&reference).await.unwrap(), first);
-    assert_eq!(server.requests()[before..].iter().map(|request| request.method.as_str()).collect::<Vec<_>>(), ["HEAD"]);
+    assert_eq!(
+        server.requests()[before..]
+            .iter()
+            .map(|request| request.method.as_str())
+            .collect::<Vec<_>>(),
+        ["HEAD"]
+    );
 
     content.lock().unwrap().add_image("a", "v1", &[Layer::new("two", 10)]);
     let second = room.pull(&reference).await.unwrap();
@@ -74,7 +91,10 @@ async fn an_index_leads_to_the_image_for_this_machine() {
 
     let image_id = room.pull(&format!("{repository}:list")).await.unwrap();
     assert!(room.file(&image_id, "own").is_some());
-    assert_eq!(room.images.find(image_id.as_str()).unwrap().repo_digests, [format!("{repository}@{digest}")]);
+    assert_eq!(
+        room.images.find(image_id.as_str()).unwrap().repo_digests,
+        [format!("{repository}@{digest}")]
+    );
     assert_eq!(room.pull(&format!("{repository}:nested")).await.unwrap(), image_id);
     let error = room.pull(&format!("{repository}:none")).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -87,13 +107,21 @@ async fn layers_may_be_gzip_zstd_or_plain_whatever_they_are_called() {
     let zstd = archive("zstd", b"2");
     let layers = [
         Layer::new("gzip", 3),
-        Layer { media_type: "application/vnd.oci.image.layer.v1.tar", blob: plain.clone(), archive: plain.clone() },
+        Layer {
+            media_type: "application/vnd.oci.image.layer.v1.tar",
+            blob: plain.clone(),
+            archive: plain.clone(),
+        },
         Layer {
             media_type: "application/vnd.oci.image.layer.v1.tar+zstd",
             blob: zstd::encode_all(zstd.as_slice(), 3).unwrap(),
             archive: zstd,
         },
-        Layer { media_type: "application/vnd.docker.image.rootfs.diff.tar.gzip", blob: plain.clone(), archive: plain },
+        Layer {
+            media_type: "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            blob: plain.clone(),
+            archive: plain,
+        },
     ];
     let content = Content::image("a", "v1", &layers);
     let server = Server::start(move |request| content.reply(request)).await;
@@ -113,7 +141,12 @@ async fn what_crisp_does_not_take_is_refused_with_the_reason() {
     foreign["layers"][0]["mediaType"] = json!("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
     content.add_manifest("a", "foreign", "", &foreign);
     content.add_manifest("a", "old", "", &json!({"schemaVersion": 1, "fsLayers": []}));
-    content.add_manifest("a", "large", "", &json!({"schemaVersion": 2, "annotation": "x".repeat(5 << 20)}));
+    content.add_manifest(
+        "a",
+        "large",
+        "",
+        &json!({"schemaVersion": 2, "annotation": "x".repeat(5 << 20)}),
+    );
     let mut huge = manifest_of(&config, &[layer]);
     huge["layers"][0]["size"] = json!(1u64 << 60);
     content.add_manifest("a", "huge", "", &huge);
@@ -142,7 +175,9 @@ async fn a_tag_s_digest_is_computed_here() {
     let without_header = content.clone();
     let server = Server::start(move |request| {
         let mut reply = without_header.reply(request);
-        reply.headers.retain(|(name, _)| name != "docker-content-digest" && name != "content-type");
+        reply
+            .headers
+            .retain(|(name, _)| name != "docker-content-digest" && name != "content-type");
         reply
     })
     .await;

@@ -48,7 +48,10 @@ impl Registry {
         let registry = Self { process, address, dir };
         let begin = Instant::now();
         while tokio::net::TcpStream::connect(&registry.address).await.is_err() {
-            assert!(begin.elapsed() < Duration::from_secs(10), "docker-registry does not listen");
+            assert!(
+                begin.elapsed() < Duration::from_secs(10),
+                "docker-registry does not listen"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         registry
@@ -57,12 +60,23 @@ impl Registry {
     async fn push_blob(&self, bytes: &[u8]) {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let uploads = format!("http://{}/v2/a/b/blobs/uploads/", self.address);
-        let begun = http.post(uploads).basic_auth("user", Some("secret")).send().await.unwrap();
+        let begun = http
+            .post(uploads)
+            .basic_auth("user", Some("secret"))
+            .send()
+            .await
+            .unwrap();
         assert_eq!(begun.status(), 202);
         let location = begun.headers()["location"].to_str().unwrap();
         let mut place = begun.url().join(location).unwrap();
         place.query_pairs_mut().append_pair("digest", &sha256(bytes));
-        let put = http.put(place).basic_auth("user", Some("secret")).body(bytes.to_vec()).send().await.unwrap();
+        let put = http
+            .put(place)
+            .basic_auth("user", Some("secret"))
+            .body(bytes.to_vec())
+            .send()
+            .await
+            .unwrap();
         assert_eq!(put.status(), 201);
     }
 
@@ -74,8 +88,15 @@ impl Registry {
         self.push_blob(&config).await;
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let url = format!("http://{}/v2/a/b/manifests/{tag}", self.address);
-        let request = http.put(url).basic_auth("user", Some("secret")).header("content-type", OCI_MANIFEST);
-        let put = request.body(manifest_of(&config, layers).to_string()).send().await.unwrap();
+        let request = http
+            .put(url)
+            .basic_auth("user", Some("secret"))
+            .header("content-type", OCI_MANIFEST);
+        let put = request
+            .body(manifest_of(&config, layers).to_string())
+            .send()
+            .await
+            .unwrap();
         assert_eq!(put.status(), 201);
     }
 }
@@ -90,14 +111,28 @@ async fn an_image_comes_from_a_real_registry() {
     let reference = format!("{}/a/b:v1", registry.address);
     let request = |password: &str| PullRequest {
         reference: reference.clone(),
-        auth: Some(Auth { username: "user".to_owned(), password: password.to_owned(), ..Auth::default() }),
+        auth: Some(Auth {
+            username: "user".to_owned(),
+            password: password.to_owned(),
+            ..Auth::default()
+        }),
     };
-    assert_eq!(room.images.pull(request("wrong")).await.unwrap_err().kind(), ErrorKind::Denied);
-    let image_id = room.images.pull(request("secret")).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(
+        room.images.pull(request("wrong")).await.unwrap_err().kind(),
+        ErrorKind::Denied
+    );
+    let image_id = room
+        .images
+        .pull(request("secret"))
+        .await
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
     for i in 0..3 {
         assert_eq!(room.file(&image_id, &format!("file{i}")).unwrap().len(), 1_000_000);
     }
     assert_eq!(room.images.pull(request("secret")).await.unwrap(), image_id);
     // That it is here already lets nobody in.
-    assert_eq!(room.images.pull(request("wrong")).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(
+        room.images.pull(request("wrong")).await.unwrap_err().kind(),
+        ErrorKind::Denied
+    );
 }

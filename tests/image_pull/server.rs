@@ -30,7 +30,11 @@ impl Request {
 
     /// The first byte that a `Range` header asks for.
     pub fn range_start(&self) -> Option<usize> {
-        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+        self.header("range")?
+            .strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse()
+            .ok()
     }
 }
 
@@ -54,7 +58,12 @@ pub struct Reply {
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), length: None, steps: vec![Step::Send(body.into())] }
+        Self {
+            status,
+            headers: Vec::new(),
+            length: None,
+            steps: vec![Step::Send(body.into())],
+        }
     }
 
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -126,7 +135,12 @@ impl Server {
                 });
             }
         });
-        Self { address, requests, open, _task: AbortOnDrop(task) }
+        Self {
+            address,
+            requests,
+            open,
+            _task: AbortOnDrop(task),
+        }
     }
 
     /// Host and port, as in a reference.
@@ -140,7 +154,10 @@ impl Server {
 
     /// How many requests there were whose path ends so.
     pub fn count(&self, method: &str, suffix: &str) -> usize {
-        self.requests().iter().filter(|request| request.method == method && request.path.ends_with(suffix)).count()
+        self.requests()
+            .iter()
+            .filter(|request| request.method == method && request.path.ends_with(suffix))
+            .count()
     }
 }
 
@@ -166,14 +183,25 @@ async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Request> {
     loop {
         let mut line = String::new();
         stream.read_line(&mut line).await.ok()?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        let Some((name, value)) = line.trim_end().split_once(':') else {
+            break;
+        };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let length = headers
+        .get("content-length")
+        .and_then(|length| length.parse().ok())
+        .unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await.ok()?;
     let body = String::from_utf8(body).unwrap();
-    Some(Request { method, path: path.to_owned(), query: query.to_owned(), headers, body })
+    Some(Request {
+        method,
+        path: path.to_owned(),
+        query: query.to_owned(),
+        headers,
+        body,
+    })
 }
 
 /// `None` when the connection is over.

@@ -32,7 +32,11 @@ async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pulls_of_one_reference_are_one_pull() {
     let layer = Layer::new("file", 500_000);
-    let server = slow(Content::image("a", "v1", std::slice::from_ref(&layer)), Duration::from_millis(100)).await;
+    let server = slow(
+        Content::image("a", "v1", std::slice::from_ref(&layer)),
+        Duration::from_millis(100),
+    )
+    .await;
     let room = Room::new().await;
     let reference = format!("{}/a:v1", server.host());
     let outcomes = futures_util::future::join_all((0..8).map(|_| room.pull(&reference))).await;
@@ -50,11 +54,28 @@ async fn a_layer_of_two_images_is_fetched_once_even_if_the_first_pull_is_given_u
     let room = Room::new().await;
     let (one, two) = (format!("{}/a:v1", server.host()), format!("{}/a:v2", server.host()));
     let images = room.images.clone();
-    let first = tokio::spawn(async move { images.pull(PullRequest { reference: one, auth: None }).await });
+    let first = tokio::spawn(async move {
+        images
+            .pull(PullRequest {
+                reference: one,
+                auth: None,
+            })
+            .await
+    });
     eventually("the layer is asked for", || server.count("GET", &shared.digest()) == 1).await;
     let images = room.images.clone();
-    let second = tokio::spawn(async move { images.pull(PullRequest { reference: two, auth: None }).await });
-    eventually("the second pull has its manifest", || server.count("GET", "/manifests/v2") == 1).await;
+    let second = tokio::spawn(async move {
+        images
+            .pull(PullRequest {
+                reference: two,
+                auth: None,
+            })
+            .await
+    });
+    eventually("the second pull has its manifest", || {
+        server.count("GET", "/manifests/v2") == 1
+    })
+    .await;
     // The second is given time to join; then the one that began the layer goes away.
     tokio::time::sleep(Duration::from_millis(200)).await;
     first.abort();
@@ -64,12 +85,24 @@ async fn a_layer_of_two_images_is_fetched_once_even_if_the_first_pull_is_given_u
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_credentials_make_another_pull() {
-    let server = slow(Content::image("a", "v1", &[Layer::new("file", 20_000)]), Duration::from_millis(50)).await;
+    let server = slow(
+        Content::image("a", "v1", &[Layer::new("file", 20_000)]),
+        Duration::from_millis(50),
+    )
+    .await;
     let room = Room::new().await;
     let reference = format!("{}/a:v1", server.host());
-    let auth = Some(Auth { username: "user".to_owned(), ..Auth::default() });
-    let (a, b) =
-        tokio::join!(room.pull(&reference), room.images.pull(PullRequest { reference: reference.clone(), auth }));
+    let auth = Some(Auth {
+        username: "user".to_owned(),
+        ..Auth::default()
+    });
+    let (a, b) = tokio::join!(
+        room.pull(&reference),
+        room.images.pull(PullRequest {
+            reference: reference.clone(),
+            auth
+        })
+    );
     assert_eq!(a.unwrap(), b.unwrap());
     assert_eq!(server.count("GET", "/manifests/v1"), 2);
 }
@@ -82,11 +115,17 @@ async fn a_pull_that_nobody_waits_for_stops_at_once_and_leaves_nothing() {
     let before = room.files();
     let reference = format!("{}/a:v1", server.host());
     let (images, other) = (room.images.clone(), room.images.clone());
-    let request = PullRequest { reference: reference.clone(), auth: None };
+    let request = PullRequest {
+        reference: reference.clone(),
+        auth: None,
+    };
     let again = request.clone();
     let first = tokio::spawn(async move { images.pull(request).await });
     let second = tokio::spawn(async move { other.pull(again).await });
-    eventually("all layers are under way", || layers.iter().all(|layer| server.count("GET", &layer.digest()) == 1)).await;
+    eventually("all layers are under way", || {
+        layers.iter().all(|layer| server.count("GET", &layer.digest()) == 1)
+    })
+    .await;
     first.abort();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(*server.open.borrow() >= 4, "the other one still waits");
@@ -108,7 +147,11 @@ async fn a_pull_begun_anew_after_one_was_given_up_succeeds() {
     let server = Server::start(move |request| {
         let reply = content.reply(request);
         if request.path.ends_with(&suffix) && first_time.swap(false, std::sync::atomic::Ordering::Relaxed) {
-            return Reply { steps: vec![Step::Hang], ..reply }.announcing(layer.blob.len());
+            return Reply {
+                steps: vec![Step::Hang],
+                ..reply
+            }
+            .announcing(layer.blob.len());
         }
         reply
     })
@@ -133,7 +176,11 @@ async fn one_bad_layer_ends_the_others_too() {
         let reply = content.reply(request);
         if request.path.ends_with(&good) {
             let length = content.get(&request.path).unwrap().len();
-            return Reply { steps: vec![Step::Hang], ..reply }.announcing(length);
+            return Reply {
+                steps: vec![Step::Hang],
+                ..reply
+            }
+            .announcing(length);
         }
         reply
     })

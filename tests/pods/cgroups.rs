@@ -13,7 +13,7 @@ fn hierarchies() -> Vec<PathBuf> {
     let roots = fs::read_to_string("/proc/mounts").unwrap();
     let roots = roots.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     roots
-        .filter(|fields| fields[2] == "cgroup2" || (fields[2] == "cgroup" && !fields[3].contains("name=")))
+        .filter(|fields| fields[2] == "cgroup2" || fields[2] == "cgroup")
         .map(|fields| PathBuf::from(fields[1]))
         .collect()
 }
@@ -21,15 +21,24 @@ fn hierarchies() -> Vec<PathBuf> {
 /// Where a process is, by the name of the hierarchy's directory.
 fn members(pid: i64, hierarchy: &Path, path: &str) -> bool {
     let procs = hierarchy.join(path.trim_start_matches('/')).join("cgroup.procs");
-    fs::read_to_string(&procs).unwrap_or_default().lines().any(|line| line == pid.to_string())
+    fs::read_to_string(&procs)
+        .unwrap_or_default()
+        .lines()
+        .any(|line| line == pid.to_string())
 }
 
 fn check(pod: &Pod, container: &Container, parent: &str) {
     let (pause, pid) = (pod.pid(), container.pid());
     for hierarchy in hierarchies() {
         let at = hierarchy.display();
-        assert!(members(pause, &hierarchy, &format!("{parent}/{}", pod.id)), "pause is not in {at}{parent}");
-        assert!(members(pid, &hierarchy, &format!("{parent}/{}", container.id)), "the container is not in {at}{parent}");
+        assert!(
+            members(pause, &hierarchy, &format!("{parent}/{}", pod.id)),
+            "pause is not in {at}{parent}"
+        );
+        assert!(
+            members(pid, &hierarchy, &format!("{parent}/{}", container.id)),
+            "the container is not in {at}{parent}"
+        );
     }
 }
 
@@ -56,13 +65,20 @@ fn below_the_parent_that_is_given() {
     for root in hierarchies() {
         fs::create_dir_all(root.join(&parent[1..])).unwrap();
     }
-    let pod = world().pod_with("cgroup-given", |config| sandbox_linux(config).cgroup_parent = parent.clone());
+    let pod = world().pod_with("cgroup-given", |config| {
+        sandbox_linux(config).cgroup_parent = parent.clone()
+    });
     let container = pod.idle("c", |_| {});
     check(&pod, &container, &parent);
     // ExecSync runs in the container's cgroup, not beside it.
     let seen = container.sh("cat /proc/self/cgroup");
     let lines: Vec<&str> = seen.lines().filter(|line| !line.contains("name=")).collect();
-    assert!(lines.iter().all(|line| line.contains(&container.id) || line.starts_with("0::/")), "{seen}");
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.contains(&container.id) || line.starts_with("0::/")),
+        "{seen}"
+    );
     let (pod_id, container_id) = (pod.id.clone(), container.id.clone());
     container.stop(0).unwrap();
     container.remove().unwrap();
@@ -82,10 +98,16 @@ fn below_the_parent_that_is_given() {
 #[test]
 fn below_a_parent_that_is_not_there_yet() {
     let parent = format!("/crisp-test-made-{}/deep", std::process::id());
-    let pod = world().pod_with("cgroup-made", |config| sandbox_linux(config).cgroup_parent = format!("{parent}/"));
+    let pod = world().pod_with("cgroup-made", |config| {
+        sandbox_linux(config).cgroup_parent = format!("{parent}/")
+    });
     check(&pod, &pod.idle("c", |_| {}), &parent);
     drop(pod);
-    assert_eq!(left(&parent[1..parent.len() - 5]), Vec::<PathBuf>::new(), "what crisp made goes with the pod");
+    assert_eq!(
+        left(&parent[1..parent.len() - 5]),
+        Vec::<PathBuf>::new(),
+        "what crisp made goes with the pod"
+    );
 }
 
 #[test]
@@ -93,7 +115,10 @@ fn below_the_daemons_own_parent_by_default() {
     let pod = world().pod("cgroup-default");
     let container = pod.idle("c", |_| {});
     let path = container.info()["cgroup"].as_str().unwrap().to_owned();
-    let parent = path.strip_suffix(&format!("/{}", container.id)).expect(&path).to_owned();
+    let parent = path
+        .strip_suffix(&format!("/{}", container.id))
+        .expect(&path)
+        .to_owned();
     assert!(parent.ends_with(&pod.id), "{parent}");
     check(&pod, &container, &parent);
     let id = pod.id.clone();

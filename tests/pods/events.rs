@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crisp::cri::ContainerEventType::{ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent};
+use crisp::cri::ContainerEventType::{
+    ContainerCreatedEvent, ContainerDeletedEvent, ContainerStartedEvent, ContainerStoppedEvent,
+};
 use crisp::cri::{self, ContainerState, PodSandboxState};
 use tonic::Streaming;
 
@@ -18,7 +20,11 @@ fn next(stream: &mut Streaming<cri::ContainerEventResponse>, uid: &str) -> cri::
         loop {
             let message = tokio::time::timeout(Duration::from_secs(20), stream.message());
             let event = message.await.expect("an event").unwrap().expect("the stream goes on");
-            if event.pod_sandbox_status.as_ref().is_some_and(|pod| pod.metadata.as_ref().unwrap().uid == uid) {
+            if event
+                .pod_sandbox_status
+                .as_ref()
+                .is_some_and(|pod| pod.metadata.as_ref().unwrap().uid == uid)
+            {
                 return event;
             }
         }
@@ -77,7 +83,9 @@ fn a_pods_life_in_events() {
 fn an_event_has_the_pod_and_all_its_containers() {
     let mut events = subscribe();
     let pod = world().pod("events-status");
-    let first = pod.start("first", &["sleep", "100000"], |config| config.labels.insert("a".into(), "b".into()).map_or((), drop));
+    let first = pod.start("first", &["sleep", "100000"], |config| {
+        config.labels.insert("a".into(), "b".into()).map_or((), drop)
+    });
     let second = pod.start("second", &["sh", "-c", "exit 3"], |_| {});
     second.exited();
     let stopped = loop {
@@ -88,13 +96,26 @@ fn an_event_has_the_pod_and_all_its_containers() {
     };
     assert_eq!(stopped.container_id, second.id);
     let status = stopped.pod_sandbox_status.unwrap();
-    assert_eq!((status.state(), status.id.as_str()), (PodSandboxState::SandboxReady, pod.id.as_str()));
+    assert_eq!(
+        (status.state(), status.id.as_str()),
+        (PodSandboxState::SandboxReady, pod.id.as_str())
+    );
     assert_eq!(status.network.unwrap().ip, pod.ip());
-    let of = |id: &str| stopped.containers_statuses.iter().find(|status| status.id == id).expect("both").clone();
+    let of = |id: &str| {
+        stopped
+            .containers_statuses
+            .iter()
+            .find(|status| status.id == id)
+            .expect("both")
+            .clone()
+    };
     assert_eq!(of(&first.id).state(), ContainerState::ContainerRunning);
     assert_eq!(of(&first.id).labels["a"], "b");
     let ended = of(&second.id);
-    assert_eq!((ended.state(), ended.exit_code, ended.reason.as_str()), (ContainerState::ContainerExited, 3, "Error"));
+    assert_eq!(
+        (ended.state(), ended.exit_code, ended.reason.as_str()),
+        (ContainerState::ContainerExited, 3, "Error")
+    );
     pod.try_stop().unwrap();
     let last = loop {
         let event = next(&mut events, "uid-events-status");
@@ -103,7 +124,10 @@ fn an_event_has_the_pod_and_all_its_containers() {
         }
     };
     assert_eq!(last.container_event_type(), ContainerStoppedEvent);
-    assert_eq!(last.pod_sandbox_status.unwrap().state(), PodSandboxState::SandboxNotready);
+    assert_eq!(
+        last.pod_sandbox_status.unwrap().state(),
+        PodSandboxState::SandboxNotready
+    );
 }
 
 #[test]

@@ -22,8 +22,12 @@ fn the_hostname_is_the_pods_everywhere() {
 
 #[test]
 fn on_the_nodes_network_the_hostname_is_the_nodes() {
-    let pod = world().pod_with("hostname-node", |config| options(config).network = NamespaceMode::Node.into());
-    let c = pod.idle("c", |config| security(config).namespace_options.as_mut().unwrap().network = NamespaceMode::Node.into());
+    let pod = world().pod_with("hostname-node", |config| {
+        options(config).network = NamespaceMode::Node.into()
+    });
+    let c = pod.idle("c", |config| {
+        security(config).namespace_options.as_mut().unwrap().network = NamespaceMode::Node.into()
+    });
     let node = nix::unistd::gethostname().unwrap().into_string().unwrap();
     assert_eq!(c.sh("hostname; cat /etc/hostname"), format!("{node}\n{node}"));
 }
@@ -73,11 +77,18 @@ fn sysctls_of_the_pods_own_are_set() {
     let c = pod.idle("c", |_| {});
     let read = "cd /proc/sys; cat kernel/shm_rmid_forced net/ipv4/tcp_syncookies net/ipv4/ip_unprivileged_port_start fs/mqueue/msg_max";
     assert_eq!(c.sh(read), "1\n0\n80\n17");
-    assert_eq!(std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap(), node, "the node's was changed");
+    assert_eq!(
+        std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap(),
+        node,
+        "the node's was changed"
+    );
     let pod = world().pod("sysctls-default");
     let c = pod.idle("c", |_| {});
     assert_eq!(c.sh("cat /proc/sys/net/ipv4/ip_unprivileged_port_start"), "0");
-    assert_eq!(c.sh("cat /proc/sys/net/ipv4/ping_group_range").replace('\t', " "), "0 2147483647");
+    assert_eq!(
+        c.sh("cat /proc/sys/net/ipv4/ping_group_range").replace('\t', " "),
+        "0 2147483647"
+    );
 }
 
 #[test]
@@ -101,22 +112,45 @@ fn sysctls_that_are_not_the_pods_are_refused() {
     }
     // One that does not exist fails when it is written; nothing is left of that pod, and its name is free.
     let refused = world().try_pod("sysctls-missing", |config| {
-        sandbox_linux(config).sysctls.insert("net.ipv4.no_such_setting".to_owned(), "1".to_owned());
+        sandbox_linux(config)
+            .sysctls
+            .insert("net.ipv4.no_such_setting".to_owned(), "1".to_owned());
     });
-    assert!(refused.err().expect("no such setting").message().contains("no_such_setting"));
+    assert!(
+        refused
+            .err()
+            .expect("no such setting")
+            .message()
+            .contains("no_such_setting")
+    );
     world().pod("sysctls-missing");
 }
 
 #[test]
 fn dev_shm_has_64_mib_and_goes_with_the_pod() {
     let pod = world().pod("shm");
-    let (a, b) = (pod.idle("a", |_| {}), pod.idle("b", |config| security(config).run_as_user = crate::fixture::int(1000)));
+    let (a, b) = (
+        pod.idle("a", |_| {}),
+        pod.idle("b", |config| security(config).run_as_user = crate::fixture::int(1000)),
+    );
     assert_eq!(a.sh("df -k /dev/shm | awk 'NR == 2 {print $2}'"), "65536");
     let options = a.sh("awk '$2 == \"/dev/shm\" {print $4}' /proc/mounts");
-    assert!(["rw", "nosuid", "nodev", "noexec"].iter().all(|o| options.split(',').any(|has| has == *o)), "{options}");
+    assert!(
+        ["rw", "nosuid", "nodev", "noexec"]
+            .iter()
+            .all(|o| options.split(',').any(|has| has == *o)),
+        "{options}"
+    );
     b.sh("echo written by a user > /dev/shm/note");
-    assert_eq!(a.sh("cat /dev/shm/note; stat -c %a /dev/shm"), "written by a user\n1777");
-    assert_ne!(a.exec(&["sh", "-c", "dd if=/dev/zero of=/dev/shm/big bs=1M count=65 2>/dev/null"]).code, 0);
+    assert_eq!(
+        a.sh("cat /dev/shm/note; stat -c %a /dev/shm"),
+        "written by a user\n1777"
+    );
+    assert_ne!(
+        a.exec(&["sh", "-c", "dd if=/dev/zero of=/dev/shm/big bs=1M count=65 2>/dev/null"])
+            .code,
+        0
+    );
     // It is the pod's, not the container's.
     a.stop(0).unwrap();
     assert_eq!(pod.idle("c", |_| {}).sh("cat /dev/shm/note"), "written by a user");

@@ -45,7 +45,13 @@ pub type ImageClient = ImageServiceClient<Channel>;
 
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
-    RUNTIME.get_or_init(|| tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+    })
 }
 
 /// Waits for the answer of an RPC.
@@ -106,7 +112,9 @@ impl World {
             .spawn()
             .expect("root, to make a network namespace");
         let mut line = String::new();
-        BufReader::new(holder.stdout.take().expect("piped")).read_line(&mut line).expect("its word");
+        BufReader::new(holder.stdout.take().expect("piped"))
+            .read_line(&mut line)
+            .expect("its word");
         assert_eq!(line, "inside\n");
         let netns = File::open(format!("/proc/{}/ns/net", holder.id())).expect("the holder lives");
         registry::serve(netns::run_in(&netns, || TcpListener::bind(registry::ADDRESS)).expect("a free port"));
@@ -128,8 +136,15 @@ impl World {
 
     fn start(dir: &Path, socket: &Path, netns: &File) -> (Child, Channel) {
         let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bin");
-        let log = File::options().create(true).append(true).open(dir.join("crispd.log")).expect("a log");
-        assert!(bin.join("crispd").exists(), "hack/build makes target/bin/crispd, which is tested here");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join("crispd.log"))
+            .expect("a log");
+        assert!(
+            bin.join("crispd").exists(),
+            "hack/build makes target/bin/crispd, which is tested here"
+        );
         let daemon = netns::run_in(netns, || {
             Command::new(bin.join("crispd"))
                 .args(["--network", "embedded", "--log", "info,crisp=debug", "--dir"])
@@ -145,7 +160,10 @@ impl World {
         let mut client = RuntimeServiceClient::new(channel.clone());
         eventually("the daemon answers", || {
             if let Some(status) = daemon.try_wait().expect("it is ours") {
-                panic!("crispd ended, {status}: {}", fs::read_to_string(dir.join("crispd.log")).unwrap_or_default());
+                panic!(
+                    "crispd ended, {status}: {}",
+                    fs::read_to_string(dir.join("crispd.log")).unwrap_or_default()
+                );
             }
             ask(client.version(cri::VersionRequest::default())).ok()
         });
@@ -153,8 +171,14 @@ impl World {
     }
 
     fn terminate(&self) {
-        let Some(mut daemon) = lock(&self.daemon).take() else { return };
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.id() as i32), nix::sys::signal::SIGTERM).expect("it is ours");
+        let Some(mut daemon) = lock(&self.daemon).take() else {
+            return;
+        };
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(daemon.id() as i32),
+            nix::sys::signal::SIGTERM,
+        )
+        .expect("it is ours");
         daemon.wait().expect("it is ours");
     }
 
@@ -173,7 +197,10 @@ impl World {
     /// Ends everything. Nothing here may panic or use a thread's own values: the program may be ending.
     fn end(&self) {
         if let Some(mut daemon) = lock(&self.daemon).take() {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.id() as i32), nix::sys::signal::SIGTERM);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(daemon.id() as i32),
+                nix::sys::signal::SIGTERM,
+            );
             let _ = daemon.wait();
         }
         let _ = lock(&self.holder).kill();
@@ -200,7 +227,10 @@ impl World {
     }
 
     pub fn pull(&self, reference: &str) -> Result<String, Status> {
-        let request = cri::PullImageRequest { image: Some(image(reference)), ..Default::default() };
+        let request = cri::PullImageRequest {
+            image: Some(image(reference)),
+            ..Default::default()
+        };
         ask(self.images().pull_image(request)).map(|answer| answer.image_ref)
     }
 
@@ -220,13 +250,21 @@ impl World {
     pub fn try_pod(&'static self, name: &str, change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Result<Pod, Status> {
         let mut config = pod_config(name, &self.directory("logs").join(name));
         change(&mut config);
-        let request = cri::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: String::new(),
+        };
         let id = ask(self.runtime().run_pod_sandbox(request))?.pod_sandbox_id;
-        Ok(Pod { world: self, id, config })
+        Ok(Pod {
+            world: self,
+            id,
+            config,
+        })
     }
 
     pub fn pod_with(&'static self, name: &str, change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Pod {
-        self.try_pod(name, change).unwrap_or_else(|error| panic!("pod {name}: {error}"))
+        self.try_pod(name, change)
+            .unwrap_or_else(|error| panic!("pod {name}: {error}"))
     }
 
     pub fn pod(&'static self, name: &str) -> Pod {
@@ -265,7 +303,10 @@ pub fn connect(socket: &Path) -> Channel {
 }
 
 pub fn image(reference: &str) -> cri::ImageSpec {
-    cri::ImageSpec { image: reference.to_owned(), ..Default::default() }
+    cri::ImageSpec {
+        image: reference.to_owned(),
+        ..Default::default()
+    }
 }
 
 pub fn pod_config(name: &str, logs: &Path) -> cri::PodSandboxConfig {
@@ -284,10 +325,12 @@ pub fn pod_config(name: &str, logs: &Path) -> cri::PodSandboxConfig {
 
 /// The namespace options of a sandbox's configuration, to be changed.
 pub fn options(config: &mut cri::PodSandboxConfig) -> &mut cri::NamespaceOption {
-    sandbox_security(config).namespace_options.get_or_insert_with(|| cri::NamespaceOption {
-        pid: NamespaceMode::Container.into(),
-        ..Default::default()
-    })
+    sandbox_security(config)
+        .namespace_options
+        .get_or_insert_with(|| cri::NamespaceOption {
+            pid: NamespaceMode::Container.into(),
+            ..Default::default()
+        })
 }
 
 pub fn sandbox_linux(config: &mut cri::PodSandboxConfig) -> &mut cri::LinuxPodSandboxConfig {
@@ -313,7 +356,10 @@ pub fn resources(config: &mut cri::ContainerConfig) -> &mut cri::LinuxContainerR
 
 /// A container's pid namespace is its own, unless its test is about that.
 pub fn own_pids() -> cri::NamespaceOption {
-    cri::NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() }
+    cri::NamespaceOption {
+        pid: NamespaceMode::Container.into(),
+        ..Default::default()
+    }
 }
 
 pub fn int(value: i64) -> Option<cri::Int64Value> {
@@ -338,13 +384,17 @@ impl Drop for Pod {
 
 impl Pod {
     pub fn try_stop(&self) -> Result<(), Status> {
-        let request = cri::StopPodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        let request = cri::StopPodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
         ask(self.world.runtime().stop_pod_sandbox(request)).map(drop)
     }
 
     pub fn try_remove(&self) -> Result<(), Status> {
         self.try_stop()?;
-        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: self.id.clone() };
+        let request = cri::RemovePodSandboxRequest {
+            pod_sandbox_id: self.id.clone(),
+        };
         ask(self.world.runtime().remove_pod_sandbox(request)).map(drop)
     }
 
@@ -353,7 +403,10 @@ impl Pod {
     }
 
     pub fn full_status(&self, verbose: bool) -> cri::PodSandboxStatusResponse {
-        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: self.id.clone(), verbose };
+        let request = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose,
+        };
         ask(self.world.runtime().pod_sandbox_status(request)).expect("it is there")
     }
 
@@ -374,7 +427,10 @@ impl Pod {
     /// A configuration: the toolbox running `command`.
     pub fn config(&self, name: &str, command: &[&str]) -> cri::ContainerConfig {
         let mut config = cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            metadata: Some(cri::ContainerMetadata {
+                name: name.to_owned(),
+                attempt: 0,
+            }),
             image: Some(image(&registry::reference(TOOLBOX))),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             log_path: format!("{name}.log"),
@@ -398,13 +454,16 @@ impl Pod {
     pub fn create(&self, name: &str, command: &[&str], change: impl FnOnce(&mut cri::ContainerConfig)) -> Container {
         let mut config = self.config(name, command);
         change(&mut config);
-        self.try_create(config).unwrap_or_else(|error| panic!("container {name}: {error}"))
+        self.try_create(config)
+            .unwrap_or_else(|error| panic!("container {name}: {error}"))
     }
 
     /// As [`Pod::create`], and started.
     pub fn start(&self, name: &str, command: &[&str], change: impl FnOnce(&mut cri::ContainerConfig)) -> Container {
         let container = self.create(name, command, change);
-        container.start().unwrap_or_else(|error| panic!("container {name}: {error}"));
+        container
+            .start()
+            .unwrap_or_else(|error| panic!("container {name}: {error}"));
         container
     }
 
@@ -431,30 +490,47 @@ pub struct Output {
 
 impl Container {
     pub fn start(&self) -> Result<(), Status> {
-        let request = cri::StartContainerRequest { container_id: self.id.clone() };
+        let request = cri::StartContainerRequest {
+            container_id: self.id.clone(),
+        };
         ask(self.world.runtime().start_container(request)).map(drop)
     }
 
     pub fn stop(&self, grace_seconds: i64) -> Result<(), Status> {
-        let request = cri::StopContainerRequest { container_id: self.id.clone(), timeout: grace_seconds };
+        let request = cri::StopContainerRequest {
+            container_id: self.id.clone(),
+            timeout: grace_seconds,
+        };
         ask(self.world.runtime().stop_container(request)).map(drop)
     }
 
     pub fn remove(&self) -> Result<(), Status> {
-        let request = cri::RemoveContainerRequest { container_id: self.id.clone() };
+        let request = cri::RemoveContainerRequest {
+            container_id: self.id.clone(),
+        };
         ask(self.world.runtime().remove_container(request)).map(drop)
     }
 
     pub fn try_exec(&self, command: &[&str], timeout_seconds: i64) -> Result<cri::ExecSyncResponse, Status> {
         let cmd = command.iter().map(|word| (*word).to_owned()).collect();
-        let request = cri::ExecSyncRequest { container_id: self.id.clone(), cmd, timeout: timeout_seconds };
+        let request = cri::ExecSyncRequest {
+            container_id: self.id.clone(),
+            cmd,
+            timeout: timeout_seconds,
+        };
         ask(self.world.runtime().exec_sync(request))
     }
 
     pub fn exec(&self, command: &[&str]) -> Output {
-        let done = self.try_exec(command, 30).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let done = self
+            .try_exec(command, 30)
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end().to_owned();
-        Output { code: done.exit_code, stdout: text(done.stdout), stderr: text(done.stderr) }
+        Output {
+            code: done.exit_code,
+            stdout: text(done.stdout),
+            stderr: text(done.stderr),
+        }
     }
 
     /// What a shell script that succeeds prints.
@@ -465,8 +541,13 @@ impl Container {
     }
 
     pub fn try_status(&self) -> Result<cri::ContainerStatus, Status> {
-        let request = cri::ContainerStatusRequest { container_id: self.id.clone(), verbose: false };
-        Ok(ask(self.world.runtime().container_status(request))?.status.expect("a status"))
+        let request = cri::ContainerStatusRequest {
+            container_id: self.id.clone(),
+            verbose: false,
+        };
+        Ok(ask(self.world.runtime().container_status(request))?
+            .status
+            .expect("a status"))
     }
 
     pub fn status(&self) -> cri::ContainerStatus {
@@ -474,7 +555,10 @@ impl Container {
     }
 
     pub fn info(&self) -> serde_json::Value {
-        let request = cri::ContainerStatusRequest { container_id: self.id.clone(), verbose: true };
+        let request = cri::ContainerStatusRequest {
+            container_id: self.id.clone(),
+            verbose: true,
+        };
         let answer = ask(self.world.runtime().container_status(request)).expect("it is there");
         serde_json::from_str(&answer.info["info"]).expect("JSON")
     }
@@ -494,7 +578,9 @@ impl Container {
     /// Its log, without the times: `stdout F text`.
     pub fn log(&self) -> Vec<String> {
         let text = fs::read_to_string(self.status().log_path).unwrap_or_default();
-        text.lines().filter_map(|line| Some(line.split_once(' ')?.1.to_owned())).collect()
+        text.lines()
+            .filter_map(|line| Some(line.split_once(' ')?.1.to_owned()))
+            .collect()
     }
 
     /// Its log once it has this line.
@@ -505,7 +591,11 @@ impl Container {
             if log.iter().any(|line| line.contains(text)) {
                 return log;
             }
-            assert!(Instant::now() < deadline, "never in the log: {text}; there is {log:?}, {:?}", self.status());
+            assert!(
+                Instant::now() < deadline,
+                "never in the log: {text}; there is {log:?}, {:?}",
+                self.status()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -7,12 +7,17 @@ use crate::fixture::{OwnWorld, World, ask, image, world};
 use crate::registry::reference;
 
 fn status(world: &World, reference: &str) -> Option<cri::Image> {
-    let request = cri::ImageStatusRequest { image: Some(image(reference)), verbose: false };
+    let request = cri::ImageStatusRequest {
+        image: Some(image(reference)),
+        verbose: false,
+    };
     ask(world.images().image_status(request)).unwrap().image
 }
 
 fn remove(world: &World, reference: &str) {
-    let request = cri::RemoveImageRequest { image: Some(image(reference)) };
+    let request = cri::RemoveImageRequest {
+        image: Some(image(reference)),
+    };
     ask(world.images().remove_image(request)).unwrap();
 }
 
@@ -21,19 +26,40 @@ fn an_image_is_found_by_every_name_it_has() {
     let tag = reference("forms");
     let id = world().pull(&tag).unwrap();
     let found = status(world(), &tag).expect("just pulled");
-    assert_eq!((found.id.as_str(), found.repo_tags.as_slice()), (id.as_str(), [tag.clone()].as_slice()));
+    assert_eq!(
+        (found.id.as_str(), found.repo_tags.as_slice()),
+        (id.as_str(), [tag.clone()].as_slice())
+    );
     let digest = found.repo_digests.first().expect("a digest").clone();
     assert!(digest.starts_with("127.0.0.1:5000/forms@sha256:"), "{digest}");
     assert_eq!((found.uid, found.username.as_str()), (crate::fixture::int(1000), ""));
     assert!(found.size > 1 << 20, "{}", found.size);
     let bare = id.strip_prefix("sha256:").unwrap();
-    for name in [&id, bare, &bare[..12], &digest, &format!("{tag}@{}", digest.split('@').nth(1).unwrap())] {
-        assert_eq!(status(world(), name).map(|image| image.id).as_deref(), Some(id.as_str()), "{name}");
+    for name in [
+        &id,
+        bare,
+        &bare[..12],
+        &digest,
+        &format!("{tag}@{}", digest.split('@').nth(1).unwrap()),
+    ] {
+        assert_eq!(
+            status(world(), name).map(|image| image.id).as_deref(),
+            Some(id.as_str()),
+            "{name}"
+        );
     }
-    for name in ["127.0.0.1:5000/forms:absent", "127.0.0.1:5000/forms", &"0".repeat(64), "forms:1"] {
+    for name in [
+        "127.0.0.1:5000/forms:absent",
+        "127.0.0.1:5000/forms",
+        &"0".repeat(64),
+        "forms:1",
+    ] {
         assert_eq!(status(world(), name), None, "{name}");
     }
-    let verbose = cri::ImageStatusRequest { image: Some(image(&tag)), verbose: true };
+    let verbose = cri::ImageStatusRequest {
+        image: Some(image(&tag)),
+        verbose: true,
+    };
     let info = ask(world().images().image_status(verbose)).unwrap().info;
     let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
     assert_eq!(info["imageSpec"]["config"]["User"], "1000:50");
@@ -41,7 +67,10 @@ fn an_image_is_found_by_every_name_it_has() {
     let pod = world().pod("image-ids");
     let c = pod.create("c", &["true"], |config| config.image = Some(image(&digest)));
     let told = c.status();
-    assert_eq!((told.image_id, told.image_ref, told.image.unwrap().image), (id.clone(), id, digest));
+    assert_eq!(
+        (told.image_id, told.image_ref, told.image.unwrap().image),
+        (id.clone(), id, digest)
+    );
 }
 
 #[test]
@@ -71,7 +100,10 @@ fn containers_of_a_removed_image_run_on() {
     let c = pod.idle("c", |config| config.image = Some(image(&tag)));
     remove(world(), &tag);
     assert_eq!(status(world(), &tag), None);
-    assert_eq!(c.sh("ls -l /ballast | awk '{print $5}'; wc -c < /ballast"), "1048576\n1048576");
+    assert_eq!(
+        c.sh("ls -l /ballast | awk '{print $5}'; wc -c < /ballast"),
+        "1048576\n1048576"
+    );
     assert_eq!(c.sh("echo still here; id -u"), "still here\n0");
     let mut config = pod.config("d", &["true"]);
     config.image = Some(image(&tag));
@@ -93,7 +125,10 @@ fn what_images_take_up_moves_with_them() {
         let filesystem = info.image_filesystems[0].clone();
         assert!(filesystem.timestamp > 0);
         assert!(std::path::Path::new(&filesystem.fs_id.unwrap().mountpoint).is_dir());
-        (filesystem.used_bytes.unwrap().value, filesystem.inodes_used.unwrap().value)
+        (
+            filesystem.used_bytes.unwrap().value,
+            filesystem.inodes_used.unwrap().value,
+        )
     };
     let before = used();
     assert!(before.0 > 1 << 20, "{before:?}");
@@ -105,7 +140,10 @@ fn what_images_take_up_moves_with_them() {
     assert!(with.1 > before.1);
     remove(own.0, &reference("moves"));
     let after = used();
-    assert!(after.0 <= before.0 + 100_000 && after.1 <= before.1 + 2, "{before:?} {after:?}");
+    assert!(
+        after.0 <= before.0 + 100_000 && after.1 <= before.1 + 2,
+        "{before:?} {after:?}"
+    );
 }
 
 #[test]
@@ -118,6 +156,9 @@ fn a_pull_that_cannot_be_says_why() {
     ] {
         let refused = world().pull(reference).unwrap_err();
         assert_eq!(refused.code(), code, "{refused}");
-        assert!(refused.message().contains(reference.rsplit_once(':').unwrap().0), "{refused}");
+        assert!(
+            refused.message().contains(reference.rsplit_once(':').unwrap().0),
+            "{refused}"
+        );
     }
 }

@@ -43,8 +43,17 @@ fn the_stop_signal_is_the_requests_else_the_images_else_term() {
         assert_eq!(c.status().stop_signal(), told, "{name}");
         c.stop(20).unwrap();
         let status = c.status();
-        assert_eq!((status.exit_code, status.state()), (7, ContainerState::ContainerExited), "{name}: {:?}", c.log());
-        assert!(c.log().contains(&format!("stdout F got {expected}")), "{name}: {:?}", c.log());
+        assert_eq!(
+            (status.exit_code, status.state()),
+            (7, ContainerState::ContainerExited),
+            "{name}: {:?}",
+            c.log()
+        );
+        assert!(
+            c.log().contains(&format!("stdout F got {expected}")),
+            "{name}: {:?}",
+            c.log()
+        );
     }
 }
 
@@ -55,12 +64,20 @@ fn grace_then_kill() {
     let began = Instant::now();
     c.stop(1).unwrap();
     let took = began.elapsed();
-    assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(4), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(4),
+        "{took:?}"
+    );
     let status = c.status();
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
     // Again, and of one that never was: nothing to do.
     c.stop(1).unwrap();
-    Container { id: "0".repeat(64), ..c.clone() }.stop(1).unwrap();
+    Container {
+        id: "0".repeat(64),
+        ..c.clone()
+    }
+    .stop(1)
+    .unwrap();
     let c = deaf(&pod, "at-once");
     let began = Instant::now();
     c.stop(0).unwrap();
@@ -103,7 +120,10 @@ fn removing_needs_no_stop_and_can_be_repeated() {
     pod.try_stop().unwrap();
     assert_eq!(pod.status().state(), PodSandboxState::SandboxNotready);
     assert_eq!(inside.status().state(), ContainerState::ContainerExited);
-    let refused = pod.try_create(pod.config("late", &["true"])).err().expect("the pod is stopped");
+    let refused = pod
+        .try_create(pod.config("late", &["true"]))
+        .err()
+        .expect("the pod is stopped");
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     assert!(refused.message().contains("not ready"), "{refused}");
     for _ in 0..2 {
@@ -124,14 +144,20 @@ fn a_name_belongs_to_one() {
     // Another attempt is another name.
     let _next = world().pod_with("names", |config| config.metadata.as_mut().unwrap().attempt = 1);
     let c = pod.create("c", &["true"], |_| {});
-    let refused = pod.try_create(pod.config("c", &["true"])).err().expect("the container's name is taken");
+    let refused = pod
+        .try_create(pod.config("c", &["true"]))
+        .err()
+        .expect("the container's name is taken");
     assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
     assert!(refused.message().contains(&c.id), "{refused}");
     pod.create("c", &["true"], |config| config.metadata.as_mut().unwrap().attempt = 1);
     // Exited, it still has it; removed, it has not.
     c.start().unwrap();
     c.exited();
-    assert_eq!(pod.try_create(pod.config("c", &["true"])).err().unwrap().code(), Code::AlreadyExists);
+    assert_eq!(
+        pod.try_create(pod.config("c", &["true"])).err().unwrap().code(),
+        Code::AlreadyExists
+    );
     c.remove().unwrap();
     pod.create("c", &["true"], |_| {});
 }
@@ -142,27 +168,55 @@ fn a_request_that_comes_again_while_it_is_under_way_gets_the_first_ones_result()
     let config = pod.config("c", &["sleep", "1000"]);
     let ids: Vec<String> = std::thread::scope(|scope| {
         let asked: Vec<_> = (0..4).map(|_| scope.spawn(|| pod.try_create(config.clone()))).collect();
-        asked.into_iter().filter_map(|asked| asked.join().unwrap().ok()).map(|c| c.id).collect()
+        asked
+            .into_iter()
+            .filter_map(|asked| asked.join().unwrap().ok())
+            .map(|c| c.id)
+            .collect()
     });
     assert!(!ids.is_empty() && ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     let request = crisp::cri::ListContainersRequest {
-        filter: Some(crisp::cri::ContainerFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() }),
+        filter: Some(crisp::cri::ContainerFilter {
+            pod_sandbox_id: pod.id.clone(),
+            ..Default::default()
+        }),
     };
-    assert_eq!(crate::fixture::ask(world().runtime().list_containers(request)).unwrap().containers.len(), 1);
+    assert_eq!(
+        crate::fixture::ask(world().runtime().list_containers(request))
+            .unwrap()
+            .containers
+            .len(),
+        1
+    );
 }
 
 #[test]
 fn the_beginning_of_an_id_is_enough() {
     let pod = world().pod("short");
     let c = pod.idle("c", |_| {});
-    let short = Container { id: c.id[..13].to_owned(), ..c.clone() };
+    let short = Container {
+        id: c.id[..13].to_owned(),
+        ..c.clone()
+    };
     assert_eq!(short.status().id, c.id);
     assert_eq!(short.sh("echo by a short id"), "by a short id");
-    let request = crisp::cri::PodSandboxStatusRequest { pod_sandbox_id: pod.id[..13].to_owned(), verbose: false };
-    let status = crate::fixture::ask(world().runtime().pod_sandbox_status(request)).unwrap().status.unwrap();
+    let request = crisp::cri::PodSandboxStatusRequest {
+        pod_sandbox_id: pod.id[..13].to_owned(),
+        verbose: false,
+    };
+    let status = crate::fixture::ask(world().runtime().pod_sandbox_status(request))
+        .unwrap()
+        .status
+        .unwrap();
     assert_eq!(status.id, pod.id);
-    let nobody = Container { id: String::new(), ..c.clone() };
-    assert!(matches!(nobody.try_status().unwrap_err().code(), Code::NotFound | Code::InvalidArgument));
+    let nobody = Container {
+        id: String::new(),
+        ..c.clone()
+    };
+    assert!(matches!(
+        nobody.try_status().unwrap_err().code(),
+        Code::NotFound | Code::InvalidArgument
+    ));
     short.stop(0).unwrap();
     short.remove().unwrap();
     assert_eq!(c.try_status().unwrap_err().code(), Code::NotFound);

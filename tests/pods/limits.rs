@@ -23,7 +23,10 @@ fn limit(container: &Container, v1: &str, v2: &str) -> String {
         let (controller, name) = v1.split_once('/').unwrap();
         PathBuf::from(format!("/sys/fs/cgroup/{controller}{cgroup}/{name}"))
     };
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim().to_owned()
+    fs::read_to_string(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .trim()
+        .to_owned()
 }
 
 fn cpu(container: &Container) -> (String, String) {
@@ -73,9 +76,18 @@ fn every_limit_is_in_its_file_from_the_start() {
     assert_eq!(shares(&c), if is_v2() { "20" } else { "512" });
     assert_eq!(memory(&c), (64 * MIB).to_string());
     assert_eq!(limit(&c, "cpuset/cpuset.cpus", "cpuset.cpus"), "0");
-    assert_eq!(c.sh("grep Cpus_allowed_list /proc/self/status | cut -f2"), "0", "exec is not held to the cpuset");
+    assert_eq!(
+        c.sh("grep Cpus_allowed_list /proc/self/status | cut -f2"),
+        "0",
+        "exec is not held to the cpuset"
+    );
     // What has no file of its own here is told in the log and not taken for a failure.
-    let own = |path: &str| fs::read_to_string(format!("/proc/{}/{path}", c.pid())).unwrap().trim().to_owned();
+    let own = |path: &str| {
+        fs::read_to_string(format!("/proc/{}/{path}", c.pid()))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
     assert_eq!(own("oom_score_adj"), "500");
     assert_eq!(c.sh("cat /proc/self/oom_score_adj"), "500", "exec has another one");
     assert_eq!(told(&c), asked);
@@ -88,14 +100,21 @@ fn the_number_of_processes() {
         resources(config).unified.insert("pids.max".into(), "8".into());
     });
     assert_eq!(limit(&c, "pids/pids.max", "pids.max"), "8");
-    let done = c.exec(&["sh", "-c", "for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 3 & done; wait"]);
+    let done = c.exec(&[
+        "sh",
+        "-c",
+        "for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 3 & done; wait",
+    ]);
     assert!(done.stderr.contains("can't fork"), "{done:?}");
 }
 
 #[test]
 fn huge_pages_and_what_the_kernel_does_not_have() {
     let pod = world().pod("hugepages");
-    let huge = vec![HugepageLimit { page_size: "2MB".into(), limit: 4 << 20 }];
+    let huge = vec![HugepageLimit {
+        page_size: "2MB".into(),
+        limit: 4 << 20,
+    }];
     let hugetlb = Path::new("/sys/fs/cgroup/hugetlb").exists() || is_v2();
     let created = pod.try_create({
         let mut config = pod.config("c", &["sleep", "100"]);
@@ -104,10 +123,16 @@ fn huge_pages_and_what_the_kernel_does_not_have() {
     });
     let c = created.expect("a controller that the node does not have is no reason to refuse");
     if hugetlb {
-        assert_eq!(limit(&c, "hugetlb/hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"), (4 << 20).to_string());
+        assert_eq!(
+            limit(&c, "hugetlb/hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"),
+            (4 << 20).to_string()
+        );
     }
     let mut config = pod.config("bad", &["true"]);
-    resources(&mut config).hugepage_limits = vec![HugepageLimit { page_size: "2/../MB".into(), limit: 1 }];
+    resources(&mut config).hugepage_limits = vec![HugepageLimit {
+        page_size: "2/../MB".into(),
+        limit: 1,
+    }];
     assert_eq!(pod.try_create(config).err().unwrap().code(), Code::InvalidArgument);
 }
 
@@ -130,24 +155,64 @@ fn an_update_applies_to_a_running_container_and_leaves_the_rest() {
     };
     update(&c, change).unwrap();
     assert_eq!(cpu(&c), ("30000".into(), "100000".into()));
-    assert_eq!((shares(&c), memory(&c)), (if is_v2() { "20" } else { "512" }.to_owned(), (128 * MIB).to_string()));
+    assert_eq!(
+        (shares(&c), memory(&c)),
+        (if is_v2() { "20" } else { "512" }.to_owned(), (128 * MIB).to_string())
+    );
     let now = told(&c);
-    assert_eq!((now.cpu_shares, now.cpu_quota, now.memory_limit_in_bytes, now.oom_score_adj), (512, 30_000, 128 * MIB, 300));
+    assert_eq!(
+        (
+            now.cpu_shares,
+            now.cpu_quota,
+            now.memory_limit_in_bytes,
+            now.oom_score_adj
+        ),
+        (512, 30_000, 128 * MIB, 300)
+    );
     // Down again, and no limit at all.
-    update(&c, LinuxContainerResources { memory_limit_in_bytes: 32 * MIB, ..Default::default() }).unwrap();
+    update(
+        &c,
+        LinuxContainerResources {
+            memory_limit_in_bytes: 32 * MIB,
+            ..Default::default()
+        },
+    )
+    .unwrap();
     assert_eq!(memory(&c), (32 * MIB).to_string());
-    update(&c, LinuxContainerResources { cpu_quota: -1, ..Default::default() }).unwrap();
+    update(
+        &c,
+        LinuxContainerResources {
+            cpu_quota: -1,
+            ..Default::default()
+        },
+    )
+    .unwrap();
     assert_eq!(cpu(&c).0, if is_v2() { "max" } else { "-1" });
 }
 
 #[test]
 fn a_memory_limit_below_what_is_used_is_refused_and_kills_nobody() {
     let pod = world().pod("update-below");
-    let c = pod.start("c", &["sh", "-c", "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo filled; exec sleep 1000"], |config| {
-        resources(config).memory_limit_in_bytes = 128 * MIB;
-    });
+    let c = pod.start(
+        "c",
+        &[
+            "sh",
+            "-c",
+            "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; echo filled; exec sleep 1000",
+        ],
+        |config| {
+            resources(config).memory_limit_in_bytes = 128 * MIB;
+        },
+    );
     c.logged("filled");
-    let refused = update(&c, LinuxContainerResources { memory_limit_in_bytes: 16 * MIB, ..Default::default() }).unwrap_err();
+    let refused = update(
+        &c,
+        LinuxContainerResources {
+            memory_limit_in_bytes: 16 * MIB,
+            ..Default::default()
+        },
+    )
+    .unwrap_err();
     assert!(refused.message().contains("memory"), "{refused}");
     assert_eq!(memory(&c), (128 * MIB).to_string());
     assert_eq!(told(&c).memory_limit_in_bytes, 128 * MIB);
@@ -158,7 +223,14 @@ fn a_memory_limit_below_what_is_used_is_refused_and_kills_nobody() {
 fn an_update_of_a_created_container_holds_when_it_starts() {
     let pod = world().pod("update-created");
     let c = pod.create("c", &["sleep", "100000"], |_| {});
-    update(&c, LinuxContainerResources { memory_limit_in_bytes: 48 * MIB, ..Default::default() }).unwrap();
+    update(
+        &c,
+        LinuxContainerResources {
+            memory_limit_in_bytes: 48 * MIB,
+            ..Default::default()
+        },
+    )
+    .unwrap();
     c.start().unwrap();
     assert_eq!(memory(&c), (48 * MIB).to_string());
     assert_eq!(told(&c).memory_limit_in_bytes, 48 * MIB);
@@ -169,12 +241,22 @@ fn an_exited_container_has_no_limits_to_update() {
     let pod = world().pod("update-exited");
     let c = pod.start("c", &["true"], |_| {});
     c.exited();
-    let refused = update(&c, LinuxContainerResources { cpu_shares: 100, ..Default::default() }).unwrap_err();
+    let refused = update(
+        &c,
+        LinuxContainerResources {
+            cpu_shares: 100,
+            ..Default::default()
+        },
+    )
+    .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     assert!(refused.message().contains("exited"), "{refused}");
     let mut gone = c.clone();
     gone.id = "0123".repeat(16);
-    assert_eq!(update(&gone, LinuxContainerResources::default()).unwrap_err().code(), Code::NotFound);
+    assert_eq!(
+        update(&gone, LinuxContainerResources::default()).unwrap_err().code(),
+        Code::NotFound
+    );
 }
 
 #[test]
@@ -184,16 +266,33 @@ fn what_was_updated_stays_so_over_a_restart_of_the_daemon() {
     let c = pod.idle("c", |config| resources(config).memory_limit_in_bytes = 64 * MIB);
     let waiting = pod.create("waiting", &["sleep", "100000"], |_| {});
     let ended = pod.start("ended", &["sh", "-c", "exit 3"], |_| {});
-    let change = LinuxContainerResources { memory_limit_in_bytes: 96 * MIB, cpu_shares: 333, ..Default::default() };
+    let change = LinuxContainerResources {
+        memory_limit_in_bytes: 96 * MIB,
+        cpu_shares: 333,
+        ..Default::default()
+    };
     update(&c, change.clone()).unwrap();
     update(&waiting, change).unwrap();
     let before = (ended.exited(), c.status(), pod.status());
     own.0.restart();
     assert_eq!((ended.status(), c.status(), pod.status()), before);
-    assert_eq!((told(&c).memory_limit_in_bytes, memory(&c)), (96 * MIB, (96 * MIB).to_string()));
+    assert_eq!(
+        (told(&c).memory_limit_in_bytes, memory(&c)),
+        (96 * MIB, (96 * MIB).to_string())
+    );
     waiting.start().unwrap();
-    assert_eq!((told(&waiting).cpu_shares, memory(&waiting)), (333, (96 * MIB).to_string()));
-    update(&c, LinuxContainerResources { memory_limit_in_bytes: 80 * MIB, ..Default::default() }).unwrap();
+    assert_eq!(
+        (told(&waiting).cpu_shares, memory(&waiting)),
+        (333, (96 * MIB).to_string())
+    );
+    update(
+        &c,
+        LinuxContainerResources {
+            memory_limit_in_bytes: 80 * MIB,
+            ..Default::default()
+        },
+    )
+    .unwrap();
     assert_eq!((told(&c).cpu_shares, memory(&c)), (333, (80 * MIB).to_string()));
     assert_eq!(c.sh("echo still here"), "still here");
 }

@@ -27,9 +27,21 @@ fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 fn pods(filter: cri::PodSandboxFilter) -> Vec<String> {
     let filter = Some(filter);
     let list = cri::ListPodSandboxRequest { filter: filter.clone() };
-    let listed: Vec<String> = ask(world().runtime().list_pod_sandbox(list)).unwrap().items.into_iter().map(|p| p.id).collect();
-    let streamed = all(ask(world().runtime().stream_pod_sandboxes(cri::StreamPodSandboxesRequest { filter })).unwrap());
-    let streamed: Vec<String> = streamed.into_iter().flat_map(|message| message.pod_sandboxes).map(|p| p.id).collect();
+    let listed: Vec<String> = ask(world().runtime().list_pod_sandbox(list))
+        .unwrap()
+        .items
+        .into_iter()
+        .map(|p| p.id)
+        .collect();
+    let streamed = all(ask(world()
+        .runtime()
+        .stream_pod_sandboxes(cri::StreamPodSandboxesRequest { filter }))
+    .unwrap());
+    let streamed: Vec<String> = streamed
+        .into_iter()
+        .flat_map(|message| message.pod_sandboxes)
+        .map(|p| p.id)
+        .collect();
     assert_eq!(listed, streamed);
     listed
 }
@@ -37,15 +49,29 @@ fn pods(filter: cri::PodSandboxFilter) -> Vec<String> {
 fn containers(filter: cri::ContainerFilter) -> Vec<String> {
     let filter = Some(filter);
     let list = cri::ListContainersRequest { filter: filter.clone() };
-    let listed: Vec<String> = ask(world().runtime().list_containers(list)).unwrap().containers.into_iter().map(|c| c.id).collect();
-    let streamed = all(ask(world().runtime().stream_containers(cri::StreamContainersRequest { filter })).unwrap());
-    let streamed: Vec<String> = streamed.into_iter().flat_map(|message| message.containers).map(|c| c.id).collect();
+    let listed: Vec<String> = ask(world().runtime().list_containers(list))
+        .unwrap()
+        .containers
+        .into_iter()
+        .map(|c| c.id)
+        .collect();
+    let streamed = all(ask(world()
+        .runtime()
+        .stream_containers(cri::StreamContainersRequest { filter }))
+    .unwrap());
+    let streamed: Vec<String> = streamed
+        .into_iter()
+        .flat_map(|message| message.containers)
+        .map(|c| c.id)
+        .collect();
     assert_eq!(listed, streamed);
     listed
 }
 
 fn labelled(name: &str, color: &str) -> Pod {
-    world().pod_with(name, |config| config.labels = labels(&[("lists", "yes"), ("color", color)]))
+    world().pod_with(name, |config| {
+        config.labels = labels(&[("lists", "yes"), ("color", color)])
+    })
 }
 
 #[test]
@@ -56,16 +82,74 @@ fn pods_by_id_state_and_labels_together() {
     let yes = || labels(&[("lists", "yes")]);
     let filter = cri::PodSandboxFilter::default;
     let (red_id, blue_id) = (red.id.clone(), blue.id.clone());
-    assert_eq!(pods(cri::PodSandboxFilter { label_selector: yes(), ..filter() }), [red_id.clone(), blue_id.clone()], "oldest first");
+    assert_eq!(
+        pods(cri::PodSandboxFilter {
+            label_selector: yes(),
+            ..filter()
+        }),
+        [red_id.clone(), blue_id.clone()],
+        "oldest first"
+    );
     for (asked, expected) in [
-        (cri::PodSandboxFilter { id: red_id.clone(), ..filter() }, vec![&red_id]),
-        (cri::PodSandboxFilter { id: red_id[..12].into(), ..filter() }, vec![&red_id]),
-        (cri::PodSandboxFilter { label_selector: labels(&[("color", "blue")]), ..filter() }, vec![&blue_id]),
-        (cri::PodSandboxFilter { label_selector: labels(&[("color", "blue"), ("lists", "no")]), ..filter() }, vec![]),
-        (cri::PodSandboxFilter { label_selector: yes(), state: state(PodSandboxState::SandboxReady), ..filter() }, vec![&red_id]),
-        (cri::PodSandboxFilter { label_selector: yes(), state: state(PodSandboxState::SandboxNotready), ..filter() }, vec![&blue_id]),
-        (cri::PodSandboxFilter { id: red_id.clone(), state: state(PodSandboxState::SandboxNotready), ..filter() }, vec![]),
-        (cri::PodSandboxFilter { id: "no-such-id".into(), ..filter() }, vec![]),
+        (
+            cri::PodSandboxFilter {
+                id: red_id.clone(),
+                ..filter()
+            },
+            vec![&red_id],
+        ),
+        (
+            cri::PodSandboxFilter {
+                id: red_id[..12].into(),
+                ..filter()
+            },
+            vec![&red_id],
+        ),
+        (
+            cri::PodSandboxFilter {
+                label_selector: labels(&[("color", "blue")]),
+                ..filter()
+            },
+            vec![&blue_id],
+        ),
+        (
+            cri::PodSandboxFilter {
+                label_selector: labels(&[("color", "blue"), ("lists", "no")]),
+                ..filter()
+            },
+            vec![],
+        ),
+        (
+            cri::PodSandboxFilter {
+                label_selector: yes(),
+                state: state(PodSandboxState::SandboxReady),
+                ..filter()
+            },
+            vec![&red_id],
+        ),
+        (
+            cri::PodSandboxFilter {
+                label_selector: yes(),
+                state: state(PodSandboxState::SandboxNotready),
+                ..filter()
+            },
+            vec![&blue_id],
+        ),
+        (
+            cri::PodSandboxFilter {
+                id: red_id.clone(),
+                state: state(PodSandboxState::SandboxNotready),
+                ..filter()
+            },
+            vec![],
+        ),
+        (
+            cri::PodSandboxFilter {
+                id: "no-such-id".into(),
+                ..filter()
+            },
+            vec![],
+        ),
     ] {
         assert_eq!(pods(asked.clone()).iter().collect::<Vec<_>>(), expected, "{asked:?}");
     }
@@ -74,35 +158,67 @@ fn pods_by_id_state_and_labels_together() {
     }));
     let item = listed.unwrap().items.remove(0);
     let status = red.status();
-    assert_eq!((item.metadata, item.labels, item.created_at), (status.metadata, status.labels, status.created_at));
+    assert_eq!(
+        (item.metadata, item.labels, item.created_at),
+        (status.metadata, status.labels, status.created_at)
+    );
 }
 
 #[test]
 fn containers_by_id_pod_state_and_labels_together() {
     let (pod, other) = (world().pod("list-containers"), world().pod("list-containers-other"));
-    let make = |pod: &Pod, name: &str| pod.create(name, &["sleep", "1000"], |c| c.labels = labels(&[("container", name)]));
+    let make =
+        |pod: &Pod, name: &str| pod.create(name, &["sleep", "1000"], |c| c.labels = labels(&[("container", name)]));
     let (created, running, exited, elsewhere) = (make(&pod, "a"), make(&pod, "b"), make(&pod, "c"), make(&other, "a"));
     running.start().unwrap();
     exited.start().unwrap();
     exited.stop(0).unwrap();
-    let filter = || cri::ContainerFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() };
+    let filter = || cri::ContainerFilter {
+        pod_sandbox_id: pod.id.clone(),
+        ..Default::default()
+    };
     let state = |state: ContainerState| cri::ContainerFilter {
         state: Some(cri::ContainerStateValue { state: state.into() }),
         ..filter()
     };
-    let by_label = cri::ContainerFilter { label_selector: labels(&[("container", "a")]), ..Default::default() };
+    let by_label = cri::ContainerFilter {
+        label_selector: labels(&[("container", "a")]),
+        ..Default::default()
+    };
     for (asked, expected) in [
         (filter(), vec![&created.id, &running.id, &exited.id]),
-        (cri::ContainerFilter { pod_sandbox_id: pod.id[..12].into(), ..Default::default() }, vec![&created.id, &running.id, &exited.id]),
+        (
+            cri::ContainerFilter {
+                pod_sandbox_id: pod.id[..12].into(),
+                ..Default::default()
+            },
+            vec![&created.id, &running.id, &exited.id],
+        ),
         (state(ContainerState::ContainerCreated), vec![&created.id]),
         (state(ContainerState::ContainerRunning), vec![&running.id]),
         (state(ContainerState::ContainerExited), vec![&exited.id]),
         (state(ContainerState::ContainerUnknown), vec![]),
-        (cri::ContainerFilter { id: exited.id[..12].into(), ..Default::default() }, vec![&exited.id]),
-        (cri::ContainerFilter { id: elsewhere.id.clone(), ..filter() }, vec![]),
+        (
+            cri::ContainerFilter {
+                id: exited.id[..12].into(),
+                ..Default::default()
+            },
+            vec![&exited.id],
+        ),
+        (
+            cri::ContainerFilter {
+                id: elsewhere.id.clone(),
+                ..filter()
+            },
+            vec![],
+        ),
         (by_label, vec![&created.id, &elsewhere.id]),
     ] {
-        assert_eq!(containers(asked.clone()).iter().collect::<Vec<_>>(), expected, "{asked:?}");
+        assert_eq!(
+            containers(asked.clone()).iter().collect::<Vec<_>>(),
+            expected,
+            "{asked:?}"
+        );
     }
 }
 
@@ -116,8 +232,19 @@ fn stats_of(filter: cri::ContainerStatsFilter) -> Vec<String> {
     };
     let list = cri::ListContainerStatsRequest { filter: filter.clone() };
     let listed = sorted(ask(world().runtime().list_container_stats(list)).unwrap().stats);
-    let streamed = all(ask(world().runtime().stream_container_stats(cri::StreamContainerStatsRequest { filter })).unwrap());
-    assert_eq!(listed, sorted(streamed.into_iter().flat_map(|message| message.container_stats).collect()));
+    let streamed = all(ask(world()
+        .runtime()
+        .stream_container_stats(cri::StreamContainerStatsRequest { filter }))
+    .unwrap());
+    assert_eq!(
+        listed,
+        sorted(
+            streamed
+                .into_iter()
+                .flat_map(|message| message.container_stats)
+                .collect()
+        )
+    );
     listed
 }
 
@@ -130,38 +257,87 @@ fn figures_by_filter() {
     ended.exited();
     let mut both = vec![running.id.clone(), other.id.clone()];
     both.sort();
-    let filter = || cri::ContainerStatsFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() };
+    let filter = || cri::ContainerStatsFilter {
+        pod_sandbox_id: pod.id.clone(),
+        ..Default::default()
+    };
     assert_eq!(stats_of(filter()), both, "an exited container has no figures");
-    assert_eq!(stats_of(cri::ContainerStatsFilter { label_selector: labels(&[("stats", "container")]), ..filter() }), [running.id.clone()]);
-    assert_eq!(stats_of(cri::ContainerStatsFilter { id: other.id[..12].into(), ..Default::default() }), [other.id.clone()]);
-    let filter = Some(cri::PodSandboxStatsFilter { label_selector: labels(&[("stats", "pod")]), ..Default::default() });
+    assert_eq!(
+        stats_of(cri::ContainerStatsFilter {
+            label_selector: labels(&[("stats", "container")]),
+            ..filter()
+        }),
+        [running.id.clone()]
+    );
+    assert_eq!(
+        stats_of(cri::ContainerStatsFilter {
+            id: other.id[..12].into(),
+            ..Default::default()
+        }),
+        [other.id.clone()]
+    );
+    let filter = Some(cri::PodSandboxStatsFilter {
+        label_selector: labels(&[("stats", "pod")]),
+        ..Default::default()
+    });
     let list = cri::ListPodSandboxStatsRequest { filter: filter.clone() };
-    let id = |stats: Vec<cri::PodSandboxStats>| stats.into_iter().map(|stats| stats.attributes.unwrap().id).collect::<Vec<_>>();
-    assert_eq!(id(ask(world().runtime().list_pod_sandbox_stats(list)).unwrap().stats), [pod.id.clone()]);
-    let streamed = all(ask(world().runtime().stream_pod_sandbox_stats(cri::StreamPodSandboxStatsRequest { filter })).unwrap());
-    assert_eq!(id(streamed.into_iter().flat_map(|message| message.pod_sandbox_stats).collect()), [pod.id.clone()]);
+    let id = |stats: Vec<cri::PodSandboxStats>| {
+        stats
+            .into_iter()
+            .map(|stats| stats.attributes.unwrap().id)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        id(ask(world().runtime().list_pod_sandbox_stats(list)).unwrap().stats),
+        [pod.id.clone()]
+    );
+    let streamed = all(ask(world()
+        .runtime()
+        .stream_pod_sandbox_stats(cri::StreamPodSandboxStatsRequest { filter }))
+    .unwrap());
+    assert_eq!(
+        id(streamed
+            .into_iter()
+            .flat_map(|message| message.pod_sandbox_stats)
+            .collect()),
+        [pod.id.clone()]
+    );
 }
 
 #[test]
 fn images_by_reference_and_all() {
     let id = world().pull(&reference("filtered")).unwrap();
-    let spec = |reference: &str| cri::ImageFilter { image: Some(image(reference)) };
+    let spec = |reference: &str| cri::ImageFilter {
+        image: Some(image(reference)),
+    };
     for (filter, expected) in [
         (Some(spec(&reference("filtered"))), Some(true)),
         (Some(spec(&id)), Some(true)),
         (Some(spec("127.0.0.1:5000/filtered:absent")), Some(false)),
         (None, None),
     ] {
-        let listed = ask(world().images().list_images(cri::ListImagesRequest { filter: filter.clone() })).unwrap().images;
+        let listed = ask(world()
+            .images()
+            .list_images(cri::ListImagesRequest { filter: filter.clone() }))
+        .unwrap()
+        .images;
         let streamed = all(ask(world().images().stream_images(cri::StreamImagesRequest { filter })).unwrap());
-        let by_id = |images: Vec<cri::Image>| images.into_iter().map(|image| (image.id.clone(), image)).collect::<BTreeMap<_, _>>();
+        let by_id = |images: Vec<cri::Image>| {
+            images
+                .into_iter()
+                .map(|image| (image.id.clone(), image))
+                .collect::<BTreeMap<_, _>>()
+        };
         let (listed, count) = (by_id(listed.clone()), listed.len());
         let streamed: Vec<cri::Image> = streamed.into_iter().flat_map(|message| message.images).collect();
         assert_eq!((count, listed.len()), (listed.len(), count), "an image is listed twice");
         match expected {
             // Other tests pull and remove meanwhile: only what nobody touches can be compared.
             None => assert!(listed.len() >= 4 && by_id(streamed)[&id] == listed[&id]),
-            Some(found) => assert_eq!((listed.contains_key(&id), listed.len(), streamed.len()), (found, found.into(), found.into())),
+            Some(found) => assert_eq!(
+                (listed.contains_key(&id), listed.len(), streamed.len()),
+                (found, found.into(), found.into())
+            ),
         }
     }
 }
@@ -176,11 +352,17 @@ fn a_list_larger_than_4_mib_arrives_and_a_stream_has_it_in_pieces() {
             config.annotations.insert("fat".into(), fat.clone());
         });
     }
-    let filter = Some(cri::ContainerFilter { label_selector: labels(&[("fat", "yes")]), ..Default::default() });
+    let filter = Some(cri::ContainerFilter {
+        label_selector: labels(&[("fat", "yes")]),
+        ..Default::default()
+    });
     let list = cri::ListContainersRequest { filter: filter.clone() };
     let listed = ask(world().runtime().list_containers(list)).unwrap().containers;
     assert!(listed.len() == 4 && listed.iter().all(|c| c.annotations["fat"] == fat));
-    let pieces = all(ask(world().runtime().stream_containers(cri::StreamContainersRequest { filter })).unwrap());
+    let pieces = all(ask(world()
+        .runtime()
+        .stream_containers(cri::StreamContainersRequest { filter }))
+    .unwrap());
     assert!(pieces.len() > 1, "it came in one piece");
     let streamed: Vec<cri::Container> = pieces.into_iter().flat_map(|message| message.containers).collect();
     assert_eq!(streamed, listed);

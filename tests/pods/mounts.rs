@@ -12,11 +12,18 @@ use crate::fixture::{Container, Pod, image, int, sandbox_security, security, wor
 use crate::registry::reference;
 
 fn bind(host: &Path, container: &str) -> cri::Mount {
-    cri::Mount { host_path: host.display().to_string(), container_path: container.to_owned(), ..Default::default() }
+    cri::Mount {
+        host_path: host.display().to_string(),
+        container_path: container.to_owned(),
+        ..Default::default()
+    }
 }
 
 fn read_only(host: &Path, container: &str) -> cri::Mount {
-    cri::Mount { readonly: true, ..bind(host, container) }
+    cri::Mount {
+        readonly: true,
+        ..bind(host, container)
+    }
 }
 
 fn with(mounts: Vec<cri::Mount>) -> impl FnOnce(&mut cri::ContainerConfig) {
@@ -47,7 +54,11 @@ impl Drop for HostMount {
 
 fn run(command: &[&str]) {
     let done = Command::new(command[0]).args(&command[1..]).output().unwrap();
-    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    assert!(
+        done.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 fn options(container: &Container, at: &str) -> String {
@@ -69,27 +80,36 @@ fn directories_files_links_and_what_is_missing() {
     symlink(dir.join("real"), dir.join("link")).unwrap();
     symlink("link", dir.join("link-to-link")).unwrap();
     let pod = world().pod("binds");
-    let c = pod.idle("c", with(vec![
-        bind(&dir, "/rw"),
-        read_only(&dir, "/ro"),
-        bind(&dir.join("link-to-link"), "/by/a/link"),
-        bind(&dir.join("missing/deep"), "/made"),
-        bind(&dir.join("file"), "/etc/one-file"),
-        read_only(&dir.join("file"), "/etc/passwd"),
-        bind(&dir.join("real"), "relative/../path"),
-    ]));
+    let c = pod.idle(
+        "c",
+        with(vec![
+            bind(&dir, "/rw"),
+            read_only(&dir, "/ro"),
+            bind(&dir.join("link-to-link"), "/by/a/link"),
+            bind(&dir.join("missing/deep"), "/made"),
+            bind(&dir.join("file"), "/etc/one-file"),
+            read_only(&dir.join("file"), "/etc/passwd"),
+            bind(&dir.join("real"), "relative/../path"),
+        ]),
+    );
     c.sh("echo by the container > /rw/written; echo x > /made/x");
     assert_eq!(fs::read_to_string(dir.join("written")).unwrap(), "by the container\n");
     assert_eq!(fs::read_to_string(dir.join("missing/deep/x")).unwrap(), "x\n");
     let denied = c.exec(&["touch", "/ro/file"]);
     assert!(denied.code != 0 && denied.stderr.contains("Read-only"), "{denied:?}");
     assert!(options(&c, "/ro").starts_with("ro"));
-    assert_eq!(c.sh("cat /by/a/link/inside /path/inside /etc/one-file"), "behind a linkbehind a linkof the host");
+    assert_eq!(
+        c.sh("cat /by/a/link/inside /path/inside /etc/one-file"),
+        "behind a linkbehind a linkof the host"
+    );
     assert_eq!(c.sh("cat /etc/passwd"), "of the host");
     c.sh("echo changed > /etc/one-file");
     assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "changed\n");
     let told = c.status().mounts;
-    assert_eq!((told.len(), told[1].readonly, told[1].container_path.as_str()), (7, true, "/ro"));
+    assert_eq!(
+        (told.len(), told[1].readonly, told[1].container_path.as_str()),
+        (7, true, "/ro")
+    );
     // The host's mount table knows nothing of them.
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!table.contains(&c.id) && !table.contains("/by/a/link"));
@@ -106,10 +126,18 @@ fn a_link_in_the_image_does_not_lead_a_mount_out_of_the_root() {
     symlink("../../../../../../../../tmp", dir.join("relative")).unwrap();
     let c = pod.try_create({
         let mut config = pod.config("c", &["sleep", "1000"]);
-        config.mounts = vec![bind(&dir, "/v"), bind(&dir, "/v/absolute/x"), bind(&dir, "/v/relative/y")];
+        config.mounts = vec![
+            bind(&dir, "/v"),
+            bind(&dir, "/v/absolute/x"),
+            bind(&dir, "/v/relative/y"),
+        ];
         config
     });
-    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "something was made on the host");
+    assert_eq!(
+        fs::read_dir(&outside).unwrap().count(),
+        0,
+        "something was made on the host"
+    );
     assert!(!Path::new("/tmp/y").exists());
     if let Ok(c) = c {
         c.start().unwrap();
@@ -123,10 +151,14 @@ fn the_messages_of_a_kubelets_container_go_to_a_file_below_dev() {
     write(&dir.join("log"), "");
     fs::set_permissions(dir.join("log"), fs::Permissions::from_mode(0o666)).unwrap();
     let pod = world().pod("termination");
-    let c = pod.start("c", &["sh", "-c", "echo why > /dev/termination-log; exit 4"], |config| {
-        config.mounts = vec![bind(&dir.join("log"), "/dev/termination-log")];
-        security(config).run_as_user = int(1000);
-    });
+    let c = pod.start(
+        "c",
+        &["sh", "-c", "echo why > /dev/termination-log; exit 4"],
+        |config| {
+            config.mounts = vec![bind(&dir.join("log"), "/dev/termination-log")];
+            security(config).run_as_user = int(1000);
+        },
+    );
     assert_eq!(c.exited().exit_code, 4);
     assert_eq!(fs::read_to_string(dir.join("log")).unwrap(), "why\n");
 }
@@ -135,7 +167,15 @@ fn the_messages_of_a_kubelets_container_go_to_a_file_below_dev() {
 fn a_dev_of_the_users_own_hides_crisps_and_keeps_its_nodes() {
     let dev = HostMount::tmpfs(&world().directory("dev"));
     for (node, minor) in [("null", 3), ("zero", 5)] {
-        run(&["mknod", "-m", "666", &dev.0.join(node).display().to_string(), "c", "1", &minor.to_string()]);
+        run(&[
+            "mknod",
+            "-m",
+            "666",
+            &dev.0.join(node).display().to_string(),
+            "c",
+            "1",
+            &minor.to_string(),
+        ]);
     }
     write(&dev.0.join("mine"), "the user's");
     let log = world().directory("dev-files").join("log");
@@ -145,12 +185,18 @@ fn a_dev_of_the_users_own_hides_crisps_and_keeps_its_nodes() {
         config.mounts = vec![bind(&log, "/dev/termination-log"), bind(&dev.0, "/dev")];
         security(config).privileged = true;
     });
-    assert_eq!(c.sh("cat /dev/mine; ls /dev | tr '\\n' ' '"), "the user'smine null shm termination-log zero");
+    assert_eq!(
+        c.sh("cat /dev/mine; ls /dev | tr '\\n' ' '"),
+        "the user'smine null shm termination-log zero"
+    );
     c.sh("echo why > /dev/termination-log; echo shared > /dev/shm/note; test -c /dev/null");
     assert_eq!(fs::read_to_string(&log).unwrap(), "why\n");
     assert_eq!(c.sh("df -k /dev/shm | awk 'NR == 2 {print $2}'"), "65536");
     // Nothing of crisp's is in the user's directory but the places for what is mounted in it.
-    let mut names: Vec<_> = fs::read_dir(&dev.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(&dev.0)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     assert_eq!(names, ["mine", "null", "shm", "termination-log", "zero"]);
     assert_eq!(fs::read(dev.0.join("termination-log")).unwrap(), b"");
@@ -159,14 +205,20 @@ fn a_dev_of_the_users_own_hides_crisps_and_keeps_its_nodes() {
         config.mounts = vec![bind(Path::new("/dev"), "/dev")];
         security(config).privileged = true;
     });
-    assert_eq!(c.sh("ls /dev | wc -l"), fs::read_dir("/dev").unwrap().count().to_string());
+    assert_eq!(
+        c.sh("ls /dev | wc -l"),
+        fs::read_dir("/dev").unwrap().count().to_string()
+    );
 }
 
 #[test]
 fn propagation_reaches_who_asked_for_it_and_nobody_else() {
     let shared = HostMount::tmpfs(&world().directory("shared")).make("shared");
     let pod = world().pod_with("propagation", |config| sandbox_security(config).privileged = true);
-    let of = |propagation: MountPropagation| cri::Mount { propagation: propagation.into(), ..bind(&shared.0, "/m") };
+    let of = |propagation: MountPropagation| cri::Mount {
+        propagation: propagation.into(),
+        ..bind(&shared.0, "/m")
+    };
     let own = pod.idle("private", with(vec![of(MountPropagation::PropagationPrivate)]));
     let slave = pod.idle("slave", with(vec![of(MountPropagation::PropagationHostToContainer)]));
     let both = pod.idle("both", |config| {
@@ -180,9 +232,16 @@ fn propagation_reaches_who_asked_for_it_and_nobody_else() {
     write(&later.0.join("note"), "mounted later");
     assert_eq!(slave.sh("cat /m/of-host/note"), "mounted later");
     assert_eq!(both.sh("cat /m/of-host/note"), "mounted later");
-    assert_eq!(own.exec(&["cat", "/m/of-host/note"]).code, 1, "a private mount got what the host mounted later");
+    assert_eq!(
+        own.exec(&["cat", "/m/of-host/note"]).code,
+        1,
+        "a private mount got what the host mounted later"
+    );
     both.sh("mount -t tmpfs tmpfs /m/of-container && echo inside > /m/of-container/note");
-    assert_eq!(fs::read_to_string(shared.0.join("of-container/note")).unwrap(), "inside\n");
+    assert_eq!(
+        fs::read_to_string(shared.0.join("of-container/note")).unwrap(),
+        "inside\n"
+    );
     assert_eq!(slave.sh("cat /m/of-container/note"), "inside");
 }
 
@@ -190,10 +249,22 @@ fn propagation_reaches_who_asked_for_it_and_nobody_else() {
 fn propagation_that_the_host_does_not_have_is_refused() {
     let private = HostMount::tmpfs(&world().directory("private")).make("private");
     let pod = world().pod_with("no-propagation", |config| sandbox_security(config).privileged = true);
-    for propagation in [MountPropagation::PropagationHostToContainer, MountPropagation::PropagationBidirectional] {
-        let status = refused(&pod, cri::Mount { propagation: propagation.into(), ..bind(&private.0, "/m") });
+    for propagation in [
+        MountPropagation::PropagationHostToContainer,
+        MountPropagation::PropagationBidirectional,
+    ] {
+        let status = refused(
+            &pod,
+            cri::Mount {
+                propagation: propagation.into(),
+                ..bind(&private.0, "/m")
+            },
+        );
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-        assert!(status.message().contains(&private.0.display().to_string()) && status.message().contains("shared"), "{status}");
+        assert!(
+            status.message().contains(&private.0.display().to_string()) && status.message().contains("shared"),
+            "{status}"
+        );
     }
 }
 
@@ -202,14 +273,24 @@ fn read_only_all_the_way_down() {
     let top = HostMount::tmpfs(&world().directory("rro"));
     let below = HostMount::tmpfs(&top.0.join("below"));
     let pod = world().pod("rro");
-    let recursive = cri::Mount { recursive_read_only: true, ..read_only(&top.0, "/all") };
+    let recursive = cri::Mount {
+        recursive_read_only: true,
+        ..read_only(&top.0, "/all")
+    };
     let c = pod.idle("c", with(vec![recursive, read_only(&top.0, "/top")]));
     assert_ne!(c.exec(&["touch", "/all/x"]).code, 0);
-    assert_ne!(c.exec(&["touch", "/all/below/x"]).code, 0, "what is mounted below is writable");
+    assert_ne!(
+        c.exec(&["touch", "/all/below/x"]).code,
+        0,
+        "what is mounted below is writable"
+    );
     assert_ne!(c.exec(&["touch", "/top/x"]).code, 0);
     assert_eq!(c.exec(&["touch", "/top/below/x"]).code, 0, "read-only, not recursively");
     drop(below);
-    let writable = cri::Mount { recursive_read_only: true, ..bind(&top.0, "/m") };
+    let writable = cri::Mount {
+        recursive_read_only: true,
+        ..bind(&top.0, "/m")
+    };
     assert!(refused(&pod, writable).message().contains("not read-only"));
 }
 
@@ -221,19 +302,46 @@ fn mounts_that_cannot_be_are_refused_by_name() {
         (bind(Path::new("relative"), "/m"), "not absolute"),
         (bind(&dir, ""), "nowhere"),
         (bind(&dir, "/a/.."), "root file system"),
-        (cri::Mount { propagation: 8, ..bind(&dir, "/m") }, "unknown propagation"),
-        (cri::Mount { mount_options: vec!["exec".into()], ..bind(&dir, "/m") }, "none of noexec"),
-        (cri::Mount { uid_mappings: vec![cri::IdMapping::default()], ..bind(&dir, "/m") }, "id mappings"),
-        (cri::Mount { image: Some(image(&reference("toolbox"))), ..bind(Path::new(""), "/m") }, "must be read-only"),
+        (
+            cri::Mount {
+                propagation: 8,
+                ..bind(&dir, "/m")
+            },
+            "unknown propagation",
+        ),
+        (
+            cri::Mount {
+                mount_options: vec!["exec".into()],
+                ..bind(&dir, "/m")
+            },
+            "none of noexec",
+        ),
+        (
+            cri::Mount {
+                uid_mappings: vec![cri::IdMapping::default()],
+                ..bind(&dir, "/m")
+            },
+            "id mappings",
+        ),
+        (
+            cri::Mount {
+                image: Some(image(&reference("toolbox"))),
+                ..bind(Path::new(""), "/m")
+            },
+            "must be read-only",
+        ),
     ] {
         let status = refused(&pod, mount);
         assert_eq!(status.code(), Code::InvalidArgument, "{status}");
         assert!(status.message().contains(words), "{words}: {status}");
     }
-    let status = refused(&pod, cri::Mount {
-        image: Some(image("127.0.0.1:5000/not/pulled:1")),
-        ..read_only(Path::new(""), "/m")
-    });
+    let status = refused(
+        &pod,
+        cri::Mount {
+            image: Some(image("127.0.0.1:5000/not/pulled:1")),
+            ..read_only(Path::new(""), "/m")
+        },
+    );
     assert_eq!(status.code(), Code::NotFound, "{status}");
 }
 
@@ -243,9 +351,16 @@ fn options_of_a_mount_are_in_force() {
     fs::copy("/bin/busybox", dir.join("busybox")).unwrap();
     let pod = world().pod("options");
     let options_of = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-    let mount = cri::Mount { mount_options: options_of(&["noexec", "nodev", "nosuid"]), ..bind(&dir, "/m") };
+    let mount = cri::Mount {
+        mount_options: options_of(&["noexec", "nodev", "nosuid"]),
+        ..bind(&dir, "/m")
+    };
     let c = pod.idle("c", with(vec![mount, bind(&dir, "/plain")]));
-    assert!(["noexec", "nodev", "nosuid"].iter().all(|option| options(&c, "/m").contains(option)));
+    assert!(
+        ["noexec", "nodev", "nosuid"]
+            .iter()
+            .all(|option| options(&c, "/m").contains(option))
+    );
     assert_eq!(c.exec(&["sh", "-c", "/m/busybox true"]).code, 126);
     assert_eq!(c.exec(&["sh", "-c", "/plain/busybox true"]).code, 0);
 }
@@ -259,7 +374,10 @@ fn an_image_is_mounted_as_a_volume() {
         ..read_only(Path::new(""), at)
     };
     let c = pod.idle("c", with(vec![volume("", "/image"), volume("data", "/part")]));
-    assert_eq!(c.sh("cat /image/data/note /part/note; ls /part"), "from the imagefrom the imagenote");
+    assert_eq!(
+        c.sh("cat /image/data/note /part/note; ls /part"),
+        "from the imagefrom the imagenote"
+    );
     assert_ne!(c.exec(&["touch", "/part/x"]).code, 0);
     assert_ne!(c.exec(&["touch", "/image/x"]).code, 0);
 }
@@ -272,8 +390,14 @@ fn the_images_volumes_have_the_images_content_and_are_the_containers_own() {
         security(config).run_as_user = int(0);
     };
     let c = pod.idle("c", of);
-    assert_eq!(c.sh("cat /data/note; stat -c '%a %u %g' /data/note; ls -A /fresh"), "from the image640 1000 1000");
-    assert_eq!(c.sh("awk '$2 == \"/data\" || $2 == \"/fresh\"' /proc/mounts | wc -l"), "2");
+    assert_eq!(
+        c.sh("cat /data/note; stat -c '%a %u %g' /data/note; ls -A /fresh"),
+        "from the image640 1000 1000"
+    );
+    assert_eq!(
+        c.sh("awk '$2 == \"/data\" || $2 == \"/fresh\"' /proc/mounts | wc -l"),
+        "2"
+    );
     c.sh("echo changed > /data/note; echo new > /fresh/new");
     assert_eq!(pod.idle("d", of).sh("cat /data/note; ls -A /fresh"), "from the image");
     // What the request mounts there is there instead.
@@ -293,17 +417,30 @@ fn devices_are_there_with_the_rights_they_were_given() {
         permissions: permissions.into(),
     };
     let pod = world().pod("devices");
-    let c = pod.idle("c", |config| config.devices = vec![device("/dev/mine", "rwm"), device("/dev/deep/read", "r")]);
-    assert_eq!(c.sh("head -c 3 /dev/mine | xxd -p; stat -c '%t:%T' /dev/deep/read"), "000000\n1:5");
+    let c = pod.idle("c", |config| {
+        config.devices = vec![device("/dev/mine", "rwm"), device("/dev/deep/read", "r")]
+    });
+    assert_eq!(
+        c.sh("head -c 3 /dev/mine | xxd -p; stat -c '%t:%T' /dev/deep/read"),
+        "000000\n1:5"
+    );
     for node in ["null", "zero", "full", "random", "urandom", "tty", "ptmx"] {
         assert_eq!(c.exec(&["test", "-c", &format!("/dev/{node}")]).code, 0, "{node}");
     }
-    assert_eq!(c.sh("for l in fd stdin stdout stderr; do readlink /dev/$l; done").lines().count(), 4);
+    assert_eq!(
+        c.sh("for l in fd stdin stdout stderr; do readlink /dev/$l; done")
+            .lines()
+            .count(),
+        4
+    );
     // No other device: not by making a node, though it has CAP_MKNOD.
     let disk = c.exec(&["sh", "-c", "mknod /tmp/kmsg c 1 11 && cat /tmp/kmsg | head -c 1"]);
     assert!(disk.code != 0 || disk.stderr.contains("not permitted"), "{disk:?}");
     let mut config = pod.config("bad", &["true"]);
-    config.devices = vec![Device { host_path: "/dev/no-such-device".into(), ..device("/dev/x", "r") }];
+    config.devices = vec![Device {
+        host_path: "/dev/no-such-device".into(),
+        ..device("/dev/x", "r")
+    }];
     let status = pod.try_create(config).err().expect("no such device");
     assert!(status.message().contains("/dev/no-such-device"), "{status}");
 }

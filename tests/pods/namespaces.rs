@@ -8,7 +8,10 @@ use tonic::Code;
 use crate::fixture::{Container, options, sandbox_security, security, world};
 
 fn of_process(pid: i64, kind: &str) -> String {
-    fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("it lives").display().to_string()
+    fs::read_link(format!("/proc/{pid}/ns/{kind}"))
+        .expect("it lives")
+        .display()
+        .to_string()
 }
 
 fn inside(container: &Container, kind: &str) -> String {
@@ -31,7 +34,14 @@ fn pod_of(name: &str, network: NamespaceMode, pid: NamespaceMode, ipc: Namespace
 
 /// A container with its pod's modes.
 fn like_its_pod(pod: &crate::fixture::Pod, name: &str) -> Container {
-    let modes = pod.config.linux.clone().unwrap().security_context.unwrap().namespace_options;
+    let modes = pod
+        .config
+        .linux
+        .clone()
+        .unwrap()
+        .security_context
+        .unwrap()
+        .namespace_options;
     pod.idle(name, |config| security(config).namespace_options = modes)
 }
 
@@ -54,7 +64,10 @@ fn everything_of_the_pods_own() {
     assert_eq!(b.sh("cat /dev/shm/note"), "shared");
     let other = pod_of("own-other", Shared, Own, Shared);
     assert_eq!(like_its_pod(&other, "c").exec(&["cat", "/dev/shm/note"]).code, 1);
-    assert_eq!(pod.status().linux.unwrap().namespaces.unwrap().options.unwrap().pid(), Own);
+    assert_eq!(
+        pod.status().linux.unwrap().namespaces.unwrap().options.unwrap().pid(),
+        Own
+    );
 }
 
 #[test]
@@ -63,7 +76,11 @@ fn one_pid_namespace_for_the_pod() {
     let (a, b) = (like_its_pod(&pod, "a"), like_its_pod(&pod, "b"));
     assert_eq!(inside(&a, "pid"), inside(&b, "pid"));
     assert_eq!(inside(&a, "pid"), of_process(pod.pid(), "pid"));
-    assert!(a.sh("cat /proc/1/comm").contains("pause"), "{}", a.sh("cat /proc/1/comm"));
+    assert!(
+        a.sh("cat /proc/1/comm").contains("pause"),
+        "{}",
+        a.sh("cat /proc/1/comm")
+    );
     assert_eq!(a.sh("ps -o args | grep -c '^sleep 100000'"), "2");
     // The end of one is not the end of the other, and a stray of a container does not outlive it.
     let c = pod.start("c", &["sh", "-c", "sleep 31337 & exec sleep 100000"], |config| {
@@ -81,11 +98,21 @@ fn the_nodes_namespaces() {
     for kind in ["net", "pid", "ipc", "uts"] {
         assert_eq!(inside(&a, kind), of_node(kind), "{kind}");
     }
-    assert!(a.sh("ps -o pid,args").contains("crispd"), "the node's processes are not seen");
+    assert!(
+        a.sh("ps -o pid,args").contains("crispd"),
+        "the node's processes are not seen"
+    );
     assert!(a.sh("ip address").contains(crate::fixture::HOST_ADDRESS));
-    assert_eq!(pod.ip(), "", "a pod on the node's network has the node's address, which the kubelet knows");
+    assert_eq!(
+        pod.ip(),
+        "",
+        "a pod on the node's network has the node's address, which the kubelet knows"
+    );
     a.sh("touch /dev/shm/crisp-test-of-node-ipc");
-    assert!(fs::remove_file("/dev/shm/crisp-test-of-node-ipc").is_ok(), "/dev/shm is not the node's");
+    assert!(
+        fs::remove_file("/dev/shm/crisp-test-of-node-ipc").is_ok(),
+        "/dev/shm is not the node's"
+    );
     a.stop(0).unwrap();
 }
 
@@ -93,7 +120,10 @@ fn the_nodes_namespaces() {
 fn a_containers_pid_mode_is_its_own_choice() {
     let pod = pod_of("mixed", Shared, Own, Shared);
     let node = pod.idle("node", |config| {
-        security(config).namespace_options = Some(crisp::cri::NamespaceOption { pid: Node.into(), ..Default::default() });
+        security(config).namespace_options = Some(crisp::cri::NamespaceOption {
+            pid: Node.into(),
+            ..Default::default()
+        });
     });
     assert_eq!(inside(&node, "pid"), of_node("pid"));
 }
@@ -102,8 +132,14 @@ fn a_containers_pid_mode_is_its_own_choice() {
 fn the_pid_namespace_of_a_target() {
     let pod = pod_of("target", Shared, Own, Shared);
     let target = like_its_pod(&pod, "target");
-    let looking = |id: &str| crisp::cri::NamespaceOption { pid: Target.into(), target_id: id.into(), ..Default::default() };
-    let debugger = pod.idle("debugger", |config| security(config).namespace_options = Some(looking(&target.id)));
+    let looking = |id: &str| crisp::cri::NamespaceOption {
+        pid: Target.into(),
+        target_id: id.into(),
+        ..Default::default()
+    };
+    let debugger = pod.idle("debugger", |config| {
+        security(config).namespace_options = Some(looking(&target.id))
+    });
     assert_eq!(inside(&debugger, "pid"), of_process(target.pid(), "pid"));
     assert_eq!(debugger.sh("tr '\\0' ' ' < /proc/1/cmdline"), "sleep 100000");
     let mut config = pod.config("late", &["sleep", "1"]);
@@ -113,11 +149,17 @@ fn the_pid_namespace_of_a_target() {
     let refused = other.try_create(config.clone()).err().expect("a target in another pod");
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     security(&mut config).namespace_options = Some(looking("no-such-container"));
-    assert_eq!(pod.try_create(config.clone()).err().expect("no target").code(), Code::NotFound);
+    assert_eq!(
+        pod.try_create(config.clone()).err().expect("no target").code(),
+        Code::NotFound
+    );
     target.stop(0).unwrap();
     security(&mut config).namespace_options = Some(looking(&target.id));
     let refused = pod.try_create(config).err().expect("the target is gone");
-    assert!(refused.message().contains(&target.id) && refused.message().contains("does not run"), "{refused}");
+    assert!(
+        refused.message().contains(&target.id) && refused.message().contains("does not run"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -129,12 +171,18 @@ fn modes_that_make_no_sense_are_refused() {
         ("pid", |options| options.pid = Target.into()),
         ("pid", |options| options.pid = 9),
         ("user", |options| {
-            let user = crisp::cri::UserNamespace { mode: Own.into(), ..Default::default() };
+            let user = crisp::cri::UserNamespace {
+                mode: Own.into(),
+                ..Default::default()
+            };
             options.userns_options = Some(user);
         }),
     ];
     for (word, change) in cases {
-        let refused = world().try_pod("nonsense", |config| change(options(config))).err().expect(word);
+        let refused = world()
+            .try_pod("nonsense", |config| change(options(config)))
+            .err()
+            .expect(word);
         assert_eq!(refused.code(), Code::InvalidArgument, "{word}: {refused}");
         assert!(refused.message().contains(word), "{word}: {refused}");
     }
@@ -142,7 +190,10 @@ fn modes_that_make_no_sense_are_refused() {
     for change in [(|o| o.network = Node.into()) as Change, |o| o.ipc = Node.into()] {
         let mut config = pod.config("c", &["true"]);
         change(security(&mut config).namespace_options.as_mut().unwrap());
-        let refused = pod.try_create(config).err().expect("the node's namespace in a pod with its own");
+        let refused = pod
+            .try_create(config)
+            .err()
+            .expect("the node's namespace in a pod with its own");
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert!(refused.message().contains("node's"), "{refused}");
     }

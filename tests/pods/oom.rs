@@ -45,7 +45,10 @@ fn a_child_that_was_killed_for_memory_is_not_the_containers_end() {
     let script = format!("trap 'exit 143' TERM; {EAT} > /dev/null; echo child ended $?; while :; do sleep 0.1; done");
     let c = limited(&pod, "term", &script);
     let log = c.logged("child ended");
-    assert!(log.iter().any(|line| line.contains("child ended 137")), "no child was killed: {log:?}");
+    assert!(
+        log.iter().any(|line| line.contains("child ended 137")),
+        "no child was killed: {log:?}"
+    );
     assert_eq!(c.status().state(), ContainerState::ContainerRunning);
     c.stop(10).unwrap();
     let status = c.status();

@@ -12,7 +12,12 @@ use crate::fixture::{HOST_ADDRESS, Pod, eventually, world};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 fn mapping(protocol: Protocol, host_port: i32, container_port: i32, host_ip: &str) -> PortMapping {
-    PortMapping { protocol: protocol.into(), host_port, container_port, host_ip: host_ip.to_owned() }
+    PortMapping {
+        protocol: protocol.into(),
+        host_port,
+        container_port,
+        host_ip: host_ip.to_owned(),
+    }
 }
 
 /// What the server at `address` says, asked from the host.
@@ -48,16 +53,31 @@ fn pod_with_ports(name: &str, ports: Vec<PortMapping>) -> Pod {
 /// A container that tells everyone who connects who it is.
 fn serve(pod: &Pod, port: i32) {
     let says = pod.config.hostname.clone();
-    pod.start("server", &["nc", "-ll", "-p", &port.to_string(), "-e", "/bin/hostname"], |_| {});
+    pod.start(
+        "server",
+        &["nc", "-ll", "-p", &port.to_string(), "-e", "/bin/hostname"],
+        |_| {},
+    );
     let address = format!("{}:{port}", pod.ip());
     eventually("the server listens", || tcp(&address).ok().filter(|said| *said == says));
 }
 
 #[test]
 fn tcp_from_loopback_and_from_the_hosts_address() {
-    let pod = pod_with_ports("tcp", vec![mapping(Protocol::Tcp, 20080, 80, ""), mapping(Protocol::Tcp, 20081, 80, "")]);
+    let pod = pod_with_ports(
+        "tcp",
+        vec![
+            mapping(Protocol::Tcp, 20080, 80, ""),
+            mapping(Protocol::Tcp, 20081, 80, ""),
+        ],
+    );
     serve(&pod, 80);
-    for address in ["127.0.0.1:20080", "127.0.0.1:20081", &format!("{HOST_ADDRESS}:20080"), "127.0.0.2:20081"] {
+    for address in [
+        "127.0.0.1:20080",
+        "127.0.0.1:20081",
+        &format!("{HOST_ADDRESS}:20080"),
+        "127.0.0.2:20081",
+    ] {
         assert_eq!(tcp(address).ok().as_deref(), Some("tcp"), "{address}");
     }
     // From another pod, to the node's address; and the pod itself, to its own host port.
@@ -66,12 +86,19 @@ fn tcp_from_loopback_and_from_the_hosts_address() {
     assert_eq!(client.sh(&format!("nc -w 2 {HOST_ADDRESS} 20080 < /dev/null")), "tcp");
     let itself = pod.idle("itself", |_| {});
     assert_eq!(itself.sh(&format!("nc -w 2 {HOST_ADDRESS} 20080 < /dev/null")), "tcp");
-    assert_eq!(client.sh(&format!("nc -w 2 {} 80 < /dev/null", pod.ip())), "tcp", "pods do not reach each other");
+    assert_eq!(
+        client.sh(&format!("nc -w 2 {} 80 < /dev/null", pod.ip())),
+        "tcp",
+        "pods do not reach each other"
+    );
 }
 
 #[test]
 fn udp_and_tcp_of_one_number() {
-    let ports = vec![mapping(Protocol::Udp, 20053, 53, ""), mapping(Protocol::Tcp, 20053, 5353, "")];
+    let ports = vec![
+        mapping(Protocol::Udp, 20053, 53, ""),
+        mapping(Protocol::Tcp, 20053, 5353, ""),
+    ];
     let pod = pod_with_ports("udp", ports);
     serve(&pod, 5353);
     let inside = std::fs::File::open(format!("/proc/{}/ns/net", pod.pid())).unwrap();
@@ -102,18 +129,29 @@ fn a_port_on_one_address_of_the_host() {
 fn a_port_that_another_pod_has_is_refused_until_that_one_stops() {
     let first = pod_with_ports("port-first", vec![mapping(Protocol::Tcp, 20100, 80, "")]);
     serve(&first, 80);
-    let again = || world().try_pod("port-second", |config| config.port_mappings = vec![mapping(Protocol::Tcp, 20100, 80, "")]);
+    let again = || {
+        world().try_pod("port-second", |config| {
+            config.port_mappings = vec![mapping(Protocol::Tcp, 20100, 80, "")]
+        })
+    };
     let refused = again().err().expect("the port is taken");
     assert!(refused.message().contains("20100"), "{refused}");
     assert_eq!(tcp("127.0.0.1:20100").unwrap(), "port-first");
     first.try_stop().unwrap();
-    assert!(tcp("127.0.0.1:20100").is_err(), "a stopped pod's port still leads somewhere");
+    assert!(
+        tcp("127.0.0.1:20100").is_err(),
+        "a stopped pod's port still leads somewhere"
+    );
     let second = again().expect("the port is free again");
     serve(&second, 80);
     assert_eq!(tcp("127.0.0.1:20100").unwrap(), "port-second");
     drop(second);
     // Nothing is in the way of a program of the host's own.
     let listener = world().inside(|| TcpListener::bind("127.0.0.1:20100")).unwrap();
-    std::thread::spawn(move || listener.accept().and_then(|(mut stream, _)| stream.write_all(b"the host")));
+    std::thread::spawn(move || {
+        listener
+            .accept()
+            .and_then(|(mut stream, _)| stream.write_all(b"the host"))
+    });
     assert_eq!(tcp("127.0.0.1:20100").unwrap(), "the host");
 }

@@ -7,7 +7,10 @@ use crate::fixture::{Container, image, int, security, world};
 use crate::registry::reference;
 
 fn variable(key: &str, value: &[u8]) -> KeyValue {
-    KeyValue { key: key.to_owned(), value: value.to_vec() }
+    KeyValue {
+        key: key.to_owned(),
+        value: value.to_vec(),
+    }
 }
 
 fn of(name: &'static str) -> impl FnOnce(&mut cri::ContainerConfig) {
@@ -27,8 +30,14 @@ fn talk(container: &Container) -> Vec<String> {
 fn everything_from_the_image() {
     let pod = world().pod("from-image");
     let c = pod.start("c", &[], of("talkative"));
-    assert_eq!(talk(&c), ["entry image-argument ", "env image image", "/made/by/crisp", "1000"]);
-    assert_eq!(c.sh("id -u; pwd; echo $HOME $FROM"), "1000\n/made/by/crisp\n/home/alice image");
+    assert_eq!(
+        talk(&c),
+        ["entry image-argument ", "env image image", "/made/by/crisp", "1000"]
+    );
+    assert_eq!(
+        c.sh("id -u; pwd; echo $HOME $FROM"),
+        "1000\n/made/by/crisp\n/home/alice image"
+    );
     let pod = world().pod("from-nobody");
     let refused = pod.try_create({
         let mut config = pod.config("c", &[]);
@@ -36,7 +45,13 @@ fn everything_from_the_image() {
         config
     });
     let refused = refused.err().expect("nothing to run");
-    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "neither the container nor its image says what to run"));
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (
+            Code::InvalidArgument,
+            "neither the container nor its image says what to run"
+        )
+    );
 }
 
 #[test]
@@ -49,7 +64,10 @@ fn the_request_over_the_image() {
         config.working_dir = "/tmp/new/deep".into();
         security(config).run_as_user = int(0);
     });
-    assert_eq!(talk(&c), ["entry of the request", "env image request", "/tmp/new/deep", "0"]);
+    assert_eq!(
+        talk(&c),
+        ["entry of the request", "env image request", "/tmp/new/deep", "0"]
+    );
     // A command replaces entrypoint and arguments both.
     let c = pod.start("d", &["/bin/sh", "-c", "echo \"$0|$*\"; sleep 1000"], of("talkative"));
     assert_eq!(c.logged("|"), ["stdout F /bin/sh|"]);
@@ -65,15 +83,27 @@ fn bytes_that_are_no_text_arrive_in_the_environment() {
     let pod = world().pod("bytes");
     let value: Vec<u8> = (1..=255).collect();
     let c = pod.idle("c", |config| {
-        config.envs = vec![variable("BYTES", &value), variable("EMPTY", b""), variable("TWICE", b"1"), variable("TWICE", b"2")];
+        config.envs = vec![
+            variable("BYTES", &value),
+            variable("EMPTY", b""),
+            variable("TWICE", b"1"),
+            variable("TWICE", b"2"),
+        ];
     });
-    let expected: String = std::iter::once("BYTES=".as_bytes()).chain([value.as_slice()]).flatten().map(|b| format!("{b:02x}")).collect();
+    let expected: String = std::iter::once("BYTES=".as_bytes())
+        .chain([value.as_slice()])
+        .flatten()
+        .map(|b| format!("{b:02x}"))
+        .collect();
     for process in ["1", "self"] {
         // By xxd: the answer would be text otherwise.
         let seen = c.sh(&format!("cat /proc/{process}/environ | tr '\\0\\n' '\\n\\0' | grep -a '^BYTES=' | tr -d '\\n' | tr '\\0' '\\n' | xxd -p | tr -d '\\n'"));
         assert_eq!(seen, expected, "{process}");
     }
-    assert_eq!(c.sh("echo \"${EMPTY-unset}|$TWICE|${PATH}|${HOME}\""), "|2|/usr/bin:/bin|/root");
+    assert_eq!(
+        c.sh("echo \"${EMPTY-unset}|$TWICE|${PATH}|${HOME}\""),
+        "|2|/usr/bin:/bin|/root"
+    );
 }
 
 #[test]
@@ -87,17 +117,28 @@ fn an_exec_has_what_the_container_has() {
         security(config).supplemental_groups = vec![7];
     });
     // Not by a shell, which adds to it.
-    let (first, exec) = (c.exec(&["cat", "/proc/1/environ"]), c.exec(&["cat", "/proc/self/environ"]));
+    let (first, exec) = (
+        c.exec(&["cat", "/proc/1/environ"]),
+        c.exec(&["cat", "/proc/self/environ"]),
+    );
     assert!(first.stdout.contains("MINE=yes\0"), "{first:?}");
     assert_eq!(first, exec);
     let status = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp)' /proc/";
-    assert_eq!(c.sh(&format!("{status}1/status")), c.sh(&format!("{status}self/status")));
+    assert_eq!(
+        c.sh(&format!("{status}1/status")),
+        c.sh(&format!("{status}self/status"))
+    );
     assert_eq!(c.sh("pwd; readlink /proc/1/cwd"), "/tmp\n/tmp");
     let done = c.exec(&["sh", "-c", "echo out; echo err >&2; exit 42"]);
-    assert_eq!((done.code, done.stdout.as_str(), done.stderr.as_str()), (42, "out", "err"));
+    assert_eq!(
+        (done.code, done.stdout.as_str(), done.stderr.as_str()),
+        (42, "out", "err")
+    );
     assert_eq!(c.exec(&["sh", "-c", "kill -9 $$"]).code, 137);
     for namespace in ["mnt", "net", "ipc", "uts", "pid", "user", "cgroup"] {
-        let seen = c.sh(&format!("readlink /proc/1/ns/{namespace}; readlink /proc/self/ns/{namespace}"));
+        let seen = c.sh(&format!(
+            "readlink /proc/1/ns/{namespace}; readlink /proc/self/ns/{namespace}"
+        ));
         let (a, b) = seen.split_once('\n').unwrap();
         assert_eq!(a, b);
     }
@@ -112,7 +153,10 @@ fn an_exec_that_cannot_run_says_why() {
     let denied = c.try_exec(&["/etc/not-executable"], 5).unwrap_err();
     assert!(denied.message().contains("permission denied"), "{denied}");
     assert_eq!(c.try_exec(&[], 5).unwrap_err().code(), Code::InvalidArgument);
-    assert_eq!(c.try_exec(&["echo", "nul\0"], 5).unwrap_err().code(), Code::InvalidArgument);
+    assert_eq!(
+        c.try_exec(&["echo", "nul\0"], 5).unwrap_err().code(),
+        Code::InvalidArgument
+    );
     // The daemon and the container are as before.
     assert_eq!(c.sh("echo fine"), "fine");
 }
@@ -127,7 +171,11 @@ fn a_timeout_kills_the_whole_tree_of_an_exec() {
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     assert!(began.elapsed().as_millis() < 4000, "{:?}", began.elapsed());
     assert_eq!(c.sh("ps -o args | grep -c '[s]leep 424' || true"), "0");
-    assert_eq!(c.sh("ps -o args | grep -c '[s]leep 100000'"), "1", "the container itself was hit");
+    assert_eq!(
+        c.sh("ps -o args | grep -c '[s]leep 100000'"),
+        "1",
+        "the container itself was hit"
+    );
 }
 
 #[test]
@@ -145,8 +193,16 @@ fn an_exec_does_not_wait_for_what_it_leaves_behind() {
 fn output_beyond_16_mib_is_cut_and_hangs_nobody() {
     let pod = world().pod("exec-much");
     let c = pod.idle("c", |_| {});
-    let done = c.try_exec(&["sh", "-c", "head -c 10485760 /dev/zero; head -c 5000000 /dev/zero >&2"], 30).unwrap();
-    assert_eq!((done.stdout.len(), done.stderr.len(), done.exit_code), (10 << 20, 5_000_000, 0));
+    let done = c
+        .try_exec(
+            &["sh", "-c", "head -c 10485760 /dev/zero; head -c 5000000 /dev/zero >&2"],
+            30,
+        )
+        .unwrap();
+    assert_eq!(
+        (done.stdout.len(), done.stderr.len(), done.exit_code),
+        (10 << 20, 5_000_000, 0)
+    );
     // 16 MiB of each is more than a message may be: what a client could not take would be an error.
     let limit = crate::fixture::MESSAGE_LIMIT;
     for (script, streams) in [
@@ -156,7 +212,10 @@ fn output_beyond_16_mib_is_cut_and_hangs_nobody() {
     ] {
         let done = c.try_exec(&["sh", "-c", script], 30).unwrap();
         let (stdout, stderr) = (done.stdout.len(), done.stderr.len());
-        assert!(stdout + stderr > limit - 1024 && stdout + stderr < limit, "{script}: {stdout} {stderr}");
+        assert!(
+            stdout + stderr > limit - 1024 && stdout + stderr < limit,
+            "{script}: {stdout} {stderr}"
+        );
         match streams {
             1 => assert_eq!(stderr, 0),
             2 => assert!(stdout.abs_diff(stderr) <= 1024, "{stdout} {stderr}"),
@@ -177,10 +236,20 @@ fn stdin_is_empty_unless_asked_for() {
 #[test]
 fn a_terminal_is_one() {
     let pod = world().pod("tty");
-    let c = pod.start("c", &["sh", "-c", "tty; test -t 1 && echo terminal $TERM; exec sleep 1000"], |config| config.tty = true);
+    let c = pod.start(
+        "c",
+        &["sh", "-c", "tty; test -t 1 && echo terminal $TERM; exec sleep 1000"],
+        |config| config.tty = true,
+    );
     let log = c.logged("terminal");
-    assert!(log.contains(&"stdout F /dev/pts/0".to_owned()) && log.contains(&"stdout F terminal xterm".to_owned()), "{log:?}");
-    assert_eq!(c.sh("readlink /proc/1/fd/2; test -c /dev/console && echo console"), "/dev/pts/0\nconsole");
+    assert!(
+        log.contains(&"stdout F /dev/pts/0".to_owned()) && log.contains(&"stdout F terminal xterm".to_owned()),
+        "{log:?}"
+    );
+    assert_eq!(
+        c.sh("readlink /proc/1/fd/2; test -c /dev/console && echo console"),
+        "/dev/pts/0\nconsole"
+    );
 }
 
 #[test]
@@ -193,7 +262,12 @@ fn annotations_and_labels_are_kept_byte_for_byte() {
         ("newlines", "a\nb\r\n\tc\0d"),
         ("json", r#"{"quoted": "\"", "n": [1, 2]}"#),
     ];
-    let map = || strange.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<std::collections::BTreeMap<_, _>>();
+    let map = || {
+        strange
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
     let pod = world().pod_with("labels", |config| {
         config.labels = map();
         config.annotations = map();

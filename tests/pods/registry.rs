@@ -70,13 +70,27 @@ impl Archive {
 /// The layer that all images share.
 fn busybox() -> Vec<u8> {
     let program = std::fs::read("/bin/busybox").expect("busybox-static is installed");
-    let listed = std::process::Command::new("/bin/busybox").arg("--list").output().expect("busybox runs");
+    let listed = std::process::Command::new("/bin/busybox")
+        .arg("--list")
+        .output()
+        .expect("busybox runs");
     let mut archive = Archive::new();
-    for (path, mode) in [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("home", 0o755), ("data", 0o755)] {
+    for (path, mode) in [
+        ("bin", 0o755),
+        ("etc", 0o755),
+        ("root", 0o700),
+        ("tmp", 0o1777),
+        ("home", 0o755),
+        ("data", 0o755),
+    ] {
         archive.directory(path, mode);
     }
     archive.file("bin/busybox", 0o755, &program);
-    for applet in String::from_utf8(listed.stdout).expect("names").lines().filter(|name| *name != "busybox") {
+    for applet in String::from_utf8(listed.stdout)
+        .expect("names")
+        .lines()
+        .filter(|name| *name != "busybox")
+    {
         archive.link(&format!("bin/{applet}"), "busybox");
     }
     archive.file("etc/passwd", 0o644, PASSWD.as_bytes());
@@ -91,7 +105,11 @@ fn busybox() -> Vec<u8> {
 
 fn add(content: &mut Content, name: &str, tags: &[&str], config: Value, layers: &[&[u8]]) {
     let diff_ids: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let architecture = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
     let config = json!({
         "os": "linux", "architecture": architecture, "config": config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
@@ -99,7 +117,10 @@ fn add(content: &mut Content, name: &str, tags: &[&str], config: Value, layers: 
     let config = config.to_string().into_bytes();
     let mut blob = |bytes: &[u8]| {
         let digest = sha256(bytes);
-        content.insert(format!("/v2/{name}/blobs/{digest}"), ("application/octet-stream".to_owned(), bytes.to_vec()));
+        content.insert(
+            format!("/v2/{name}/blobs/{digest}"),
+            ("application/octet-stream".to_owned(), bytes.to_vec()),
+        );
         digest
     };
     let described: Vec<Value> = layers
@@ -115,7 +136,10 @@ fn add(content: &mut Content, name: &str, tags: &[&str], config: Value, layers: 
     let bytes = manifest.to_string().into_bytes();
     let digest = sha256(&bytes);
     for tag in tags.iter().copied().chain([digest.as_str()]) {
-        content.insert(format!("/v2/{name}/manifests/{tag}"), (MANIFEST.to_owned(), bytes.clone()));
+        content.insert(
+            format!("/v2/{name}/manifests/{tag}"),
+            (MANIFEST.to_owned(), bytes.clone()),
+        );
     }
 }
 
@@ -123,7 +147,9 @@ fn add(content: &mut Content, name: &str, tags: &[&str], config: Value, layers: 
 fn ballast(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let bytes: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (state >> 56) as u8
     })
     .take(size)
@@ -136,7 +162,13 @@ fn ballast(size: usize, seed: u64) -> Vec<u8> {
 fn content() -> Content {
     let (base, mut content) = (busybox(), Content::new());
     let path = "PATH=/usr/bin:/bin";
-    add(&mut content, "toolbox", &["1"], json!({"Cmd": ["sh"], "Env": [path]}), &[&base]);
+    add(
+        &mut content,
+        "toolbox",
+        &["1"],
+        json!({"Cmd": ["sh"], "Env": [path]}),
+        &[&base],
+    );
     // Says of itself whatever an image can say.
     let talkative = json!({
         "Entrypoint": ["/bin/sh", "-c", "echo \"entry $0 $*\"; echo \"env $FROM $OVER\"; pwd; id -u; sleep 1000"],
@@ -146,9 +178,16 @@ fn content() -> Content {
     add(&mut content, "talkative", &["1"], talkative, &[&base]);
     add(&mut content, "silent", &["1"], json!({}), &[&base]);
     add(&mut content, "empty", &["1"], json!({"Cmd": ["/bin/sh"]}), &[]);
-    for (n, name) in ["moves", "tags", "in-use", "forms", "foreign", "filtered"].into_iter().enumerate() {
-        let own = ballast(1 << 20, n as u64 + 77);
-        let user = if name == "forms" { json!({"Cmd": ["sh"], "User": "1000:50"}) } else { json!({"Cmd": ["sh"]}) };
+    for (n, name) in ["moves", "tags", "in-use", "forms", "foreign", "filtered"]
+        .into_iter()
+        .enumerate()
+    {
+        let own = ballast(1 << 20, n as u64 * 2 + 77);
+        let user = if name == "forms" {
+            json!({"Cmd": ["sh"], "User": "1000:50"})
+        } else {
+            json!({"Cmd": ["sh"]})
+        };
         add(&mut content, name, &["1", "2"], user, &[&base, &own]);
     }
     content
@@ -186,9 +225,17 @@ fn answer(mut stream: TcpStream, content: &Content) -> std::io::Result<()> {
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let (status, kind, body) = match content.get(path) {
             Some((kind, body)) => ("200 OK", kind.as_str(), body.as_slice()),
-            None => ("404 Not Found", "application/json", br#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#.as_slice()),
+            None => (
+                "404 Not Found",
+                "application/json",
+                br#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#.as_slice(),
+            ),
         };
-        write!(stream, "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n", body.len())?;
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        )?;
         if method != "HEAD" {
             stream.write_all(body)?;
         }

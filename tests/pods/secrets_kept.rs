@@ -26,10 +26,18 @@ fn no_descriptor_but_the_three() {
     let pod = world().pod("descriptors");
     let c = pod.idle("c", |_| {});
     let first = descriptors(c.pid());
-    assert_eq!(first.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 1, 2], "{first:?}");
+    assert_eq!(
+        first.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
+        [0, 1, 2],
+        "{first:?}"
+    );
     // `ls` has one more: the directory that it reads.
     let exec = c.exec(&["ls", "-l", "/proc/self/fd"]).stdout;
-    let numbers: Vec<&str> = exec.lines().skip(1).filter_map(|line| line.split(" -> ").next()?.rsplit(' ').next()).collect();
+    let numbers: Vec<&str> = exec
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split(" -> ").next()?.rsplit(' ').next())
+        .collect();
     assert_eq!(numbers, ["0", "1", "2", "3"], "{exec}");
     // It closes that one before it asks where it leads.
     assert_eq!(exec.matches(" -> ").count(), 3, "{exec}");
@@ -37,7 +45,9 @@ fn no_descriptor_but_the_three() {
     let waiting = pod.create("waiting", &["true"], |_| {});
     for (what, pid) in [("pause", pod.pid()), ("a created container", waiting.pid())] {
         for (number, target) in descriptors(pid) {
-            let harmless = ["pipe:", "socket:", "/dev/null", "anon_inode:"].iter().any(|kind| target.starts_with(kind));
+            let harmless = ["pipe:", "socket:", "/dev/null", "anon_inode:"]
+                .iter()
+                .any(|kind| target.starts_with(kind));
             assert!(harmless, "{what} holds {number} -> {target}");
         }
     }
@@ -48,12 +58,20 @@ fn no_descriptor_but_the_three() {
 fn a_working_directory_cannot_be_a_descriptor() {
     let pod = world().pod("cwd");
     for number in 0..24 {
-        let mut config = pod.config(&format!("c{number}"), &["sh", "-c", "cd ../../../../../../..; ls; sleep 1000"]);
+        let mut config = pod.config(
+            &format!("c{number}"),
+            &["sh", "-c", "cd ../../../../../../..; ls; sleep 1000"],
+        );
         config.working_dir = format!("/proc/self/fd/{number}");
         let Ok(c) = pod.try_create(config) else { continue };
         if c.start().is_ok() {
-            let seen = eventually("its listing", || Some(c.log()).filter(|log| log.len() > 3 || c.try_status().unwrap().state == 2));
-            assert!(!seen.iter().any(|line| line.contains("boot") || line.contains("stage")), "{number}: {seen:?}");
+            let seen = eventually("its listing", || {
+                Some(c.log()).filter(|log| log.len() > 3 || c.try_status().unwrap().state == 2)
+            });
+            assert!(
+                !seen.iter().any(|line| line.contains("boot") || line.contains("stage")),
+                "{number}: {seen:?}"
+            );
             let cwd = fs::read_link(format!("/proc/{}/cwd", c.pid())).unwrap();
             assert_eq!(cwd, std::path::Path::new("/"), "{number}");
         }
@@ -64,7 +82,11 @@ fn a_working_directory_cannot_be_a_descriptor() {
     let dir = world().directory("cwd");
     std::os::unix::fs::symlink("/proc/self/fd/8", dir.join("link")).unwrap();
     let mut config = pod.config("by-link", &["sh", "-c", "ls; sleep 1000"]);
-    config.mounts = vec![crisp::cri::Mount { host_path: dir.display().to_string(), container_path: "/v".into(), ..Default::default() }];
+    config.mounts = vec![crisp::cri::Mount {
+        host_path: dir.display().to_string(),
+        container_path: "/v".into(),
+        ..Default::default()
+    }];
     config.working_dir = "/v/link".into();
     if let Ok(c) = pod.try_create(config) {
         assert!(c.start().is_err(), "{:?}", c.log());
@@ -128,12 +150,29 @@ fn the_monitor_is_neither_seen_nor_writable() {
         assert!(done.code != 0 && !done.stderr.is_empty(), "{pid}: {done:?}");
     }
     // In a shared pid namespace the containers' own user cannot signal or trace the monitor: it is not there at all.
-    let pod = world().pod_with("monitor-shared", |config| crate::fixture::options(config).pid = crisp::cri::NamespaceMode::Pod.into());
-    let c = pod.idle("c", |config| security(config).namespace_options = Some(Default::default()));
+    let pod = world().pod_with("monitor-shared", |config| {
+        crate::fixture::options(config).pid = crisp::cri::NamespaceMode::Pod.into()
+    });
+    let c = pod.idle("c", |config| {
+        security(config).namespace_options = Some(Default::default())
+    });
     let seen = c.sh("ps -o pid,comm");
     assert!(!seen.contains("monitor"), "{seen}");
-    assert_ne!(c.exec(&["sh", "-c", "cat /proc/1/environ /proc/1/mem"]).code, 0, "pause can be read");
-    assert_eq!(Container { id: pod.id.clone(), ..c }.try_status().unwrap_err().code(), Code::NotFound);
+    assert_ne!(
+        c.exec(&["sh", "-c", "cat /proc/1/environ /proc/1/mem"]).code,
+        0,
+        "pause can be read"
+    );
+    assert_eq!(
+        Container {
+            id: pod.id.clone(),
+            ..c
+        }
+        .try_status()
+        .unwrap_err()
+        .code(),
+        Code::NotFound
+    );
 }
 
 #[test]
@@ -143,7 +182,12 @@ fn the_sockets_and_directories_are_roots_alone() {
     assert_eq!((socket.permissions().mode() & 0o777, socket.uid()), (0o600, 0));
     let run = world().dir.join("d/run");
     let monitor = fs::metadata(run.join("pods").join(&pod.id).join("monitor.sock")).unwrap();
-    assert_eq!(monitor.permissions().mode() & 0o077, 0, "{:o}", monitor.permissions().mode());
+    assert_eq!(
+        monitor.permissions().mode() & 0o077,
+        0,
+        "{:o}",
+        monitor.permissions().mode()
+    );
     // Nobody but root comes near the files of containers.
     let mut path = world().dir.join("d/lib/pods").join(&pod.id);
     let mut closed = false;

@@ -55,9 +55,13 @@ fn capabilities_are_the_usual_ones_more_or_less() {
     assert_eq!(has & (NET_ADMIN | SYS_TIME), (NET_ADMIN | SYS_TIME) & of_daemon());
     assert_eq!(has & (NET_RAW | CHOWN), 0);
     assert_ne!(c.exec(&["chown", "1", "/etc/passwd"]).code, 0);
-    let none = pod.idle("none", |config| security(config).capabilities = Some(changed(&[], &["ALL"], &[])));
+    let none = pod.idle("none", |config| {
+        security(config).capabilities = Some(changed(&[], &["ALL"], &[]))
+    });
     assert_eq!(capabilities(&none, "CapBnd"), 0);
-    let all = pod.idle("all", |config| security(config).capabilities = Some(changed(&["ALL"], &["SYS_ADMIN"], &[])));
+    let all = pod.idle("all", |config| {
+        security(config).capabilities = Some(changed(&["ALL"], &["SYS_ADMIN"], &[]))
+    });
     assert_eq!(capabilities(&all, "CapEff"), of_daemon() & !SYS_ADMIN);
     // A user has none, but for those that are ambient.
     let user = pod.idle("user", |config| security(config).run_as_user = int(1000));
@@ -70,7 +74,10 @@ fn capabilities_are_the_usual_ones_more_or_less() {
     let mut config = pod.config("bad", &["true"]);
     security(&mut config).capabilities = Some(changed(&["NO_SUCH"], &[], &[]));
     let refused = pod.try_create(config).err().expect("no such capability");
-    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "no capability is called \"NO_SUCH\""));
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::InvalidArgument, "no capability is called \"NO_SUCH\"")
+    );
 }
 
 #[test]
@@ -89,10 +96,19 @@ fn new_privileges_are_forbidden_where_asked() {
 
 #[test]
 fn seccomp_filters_the_first_process_and_execs_alike() {
-    let profile = |kind: i32, path: &str| Some(SecurityProfile { profile_type: kind, localhost_ref: path.to_owned() });
+    let profile = |kind: i32, path: &str| {
+        Some(SecurityProfile {
+            profile_type: kind,
+            localhost_ref: path.to_owned(),
+        })
+    };
     let pod = world().pod("seccomp");
     let path = world().directory("seccomp").join("no-mkdir.json");
-    let architecture = if cfg!(target_arch = "aarch64") { "SCMP_ARCH_AARCH64" } else { "SCMP_ARCH_X86_64" };
+    let architecture = if cfg!(target_arch = "aarch64") {
+        "SCMP_ARCH_AARCH64"
+    } else {
+        "SCMP_ARCH_X86_64"
+    };
     let text = format!(
         r#"{{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["{architecture}"],
             "syscalls": [{{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}}]}}"#
@@ -110,7 +126,11 @@ fn seccomp_filters_the_first_process_and_execs_alike() {
                 security(config).no_new_privs = no_new_privs;
                 security(config).run_as_user = no_new_privs.then_some(cri::Int64Value { value: 1000 });
             });
-            assert_eq!((field(&c, "1", "Seccomp"), field(&c, "self", "Seccomp")), (mode.into(), mode.into()), "{name}");
+            assert_eq!(
+                (field(&c, "1", "Seccomp"), field(&c, "self", "Seccomp")),
+                (mode.into(), mode.into()),
+                "{name}"
+            );
             let made = c.exec(&["mkdir", "/tmp/made"]).code;
             assert_eq!(made != 0, name == "local", "{name}");
             if name == "default" {
@@ -122,7 +142,10 @@ fn seccomp_filters_the_first_process_and_execs_alike() {
     for (kind, path) in [(2, "/no/such/profile.json"), (2, "relative"), (7, "")] {
         security(&mut config).seccomp = profile(kind, path);
         let refused = pod.try_create(config.clone()).err().expect("no such profile");
-        assert!(refused.message().contains(path) && refused.code() == Code::InvalidArgument, "{refused}");
+        assert!(
+            refused.message().contains(path) && refused.code() == Code::InvalidArgument,
+            "{refused}"
+        );
     }
 }
 
@@ -130,11 +153,24 @@ fn seccomp_filters_the_first_process_and_execs_alike() {
 fn masked_and_read_only_paths() {
     let pod = world().pod("masked");
     let c = pod.idle("c", |config| {
-        security(config).masked_paths = words(&["/proc/version", "/proc/acpi", "/sys/firmware", "/etc/passwd", "/no/such"]);
+        security(config).masked_paths = words(&[
+            "/proc/version",
+            "/proc/acpi",
+            "/sys/firmware",
+            "/etc/passwd",
+            "/no/such",
+        ]);
         security(config).readonly_paths = words(&["/proc/sys", "/etc/group", "/tmp", "/no/such"]);
     });
-    assert_eq!(c.sh("cat /etc/passwd; ls -A /sys/firmware; cat /proc/version | wc -c"), "0");
-    for denied in ["echo 1 > /proc/sys/net/ipv4/ip_forward", "echo x >> /etc/group", "touch /tmp/x"] {
+    assert_eq!(
+        c.sh("cat /etc/passwd; ls -A /sys/firmware; cat /proc/version | wc -c"),
+        "0"
+    );
+    for denied in [
+        "echo 1 > /proc/sys/net/ipv4/ip_forward",
+        "echo x >> /etc/group",
+        "touch /tmp/x",
+    ] {
         assert!(c.exec(&["sh", "-c", denied]).stderr.contains("Read-only"), "{denied}");
     }
     // An empty list is what is asked for, too.
@@ -143,7 +179,11 @@ fn masked_and_read_only_paths() {
     assert_ne!(open.sh("cat /etc/passwd"), "");
     // The kernel's file systems are read-only for whoever is not privileged.
     assert!(open.exec(&["touch", "/sys/kernel/x"]).code != 0);
-    let cgroup = open.exec(&["sh", "-c", "for d in /sys/fs/cgroup/*/; do mkdir $d/x && echo made in $d; done"]);
+    let cgroup = open.exec(&[
+        "sh",
+        "-c",
+        "for d in /sys/fs/cgroup/*/; do mkdir $d/x && echo made in $d; done",
+    ]);
     assert_eq!(cgroup.stdout, "", "cgroups are writable from inside");
     let mut config = pod.config("bad", &["true"]);
     security(&mut config).masked_paths = words(&["relative"]);
@@ -174,7 +214,10 @@ fn privileged_is_everything_the_daemon_has() {
     c.sh("mount -t tmpfs tmpfs /tmp && umount /tmp");
     c.sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
     assert!(c.sh("awk '$2 == \"/sys\" {print $4}' /proc/mounts").starts_with("rw"));
-    assert_eq!(c.exec(&["test", "-e", "/dev/kmsg"]).code == 0, std::path::Path::new("/dev/kmsg").exists());
+    assert_eq!(
+        c.exec(&["test", "-e", "/dev/kmsg"]).code == 0,
+        std::path::Path::new("/dev/kmsg").exists()
+    );
     let plain = world().pod("privileged-not");
     let mut config = plain.config("c", &["true"]);
     security(&mut config).privileged = true;
@@ -186,20 +229,39 @@ fn privileged_is_everything_the_daemon_has() {
 fn limits_are_crisps_own_and_not_the_daemons() {
     let read = |path: String| -> Vec<String> {
         let text = fs::read_to_string(path).unwrap();
-        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
-        vec![line("Max open files"), line("Max core file size"), line("Max processes")]
+        let line = |name: &str| {
+            text.lines()
+                .find(|line| line.starts_with(name))
+                .unwrap()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        vec![
+            line("Max open files"),
+            line("Max core file size"),
+            line("Max processes"),
+        ]
     };
     let pod = world().pod("rlimits");
     let c = pod.idle("c", |_| {});
     let before = read(format!("/proc/{}/limits", c.pid()));
     let exec = c.sh("cat /proc/self/limits");
-    assert!(before.iter().all(|line| exec.split('\n').any(|e| e.split_whitespace().collect::<Vec<_>>().join(" ") == *line)), "{before:?} {exec}");
+    assert!(
+        before.iter().all(|line| exec
+            .split('\n')
+            .any(|e| e.split_whitespace().collect::<Vec<_>>().join(" ") == *line)),
+        "{before:?} {exec}"
+    );
     // The daemon's soft limit of open files is made tiny: the next container has what the first one had.
     let pid = world().daemon_pid().to_string();
     let daemon = read(format!("/proc/{pid}/limits"));
     let hard = daemon[0].split(' ').nth(4).unwrap().to_owned();
     let prlimit = |soft: &str| {
-        let done = std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:{hard}")]).status().unwrap();
+        let done = std::process::Command::new("prlimit")
+            .args(["--pid", &pid, &format!("--nofile={soft}:{hard}")])
+            .status()
+            .unwrap();
         assert!(done.success());
     };
     let soft = daemon[0].split(' ').nth(3).unwrap().to_owned();

@@ -11,8 +11,15 @@ fn failing(pod: &Pod, name: &str, command: &[&str]) -> (tonic::Status, cri::Cont
     let status = c.status();
     assert_eq!(status.state(), ContainerState::ContainerExited, "{name}");
     assert_eq!(status.reason, "StartError", "{name}");
-    assert!(status.finished_at > 0 && status.finished_at >= status.created_at, "{name}: {status:?}");
-    assert!(refused.message().contains(&status.message) && !status.message.is_empty(), "{name}: {refused} / {}", status.message);
+    assert!(
+        status.finished_at > 0 && status.finished_at >= status.created_at,
+        "{name}: {status:?}"
+    );
+    assert!(
+        refused.message().contains(&status.message) && !status.message.is_empty(),
+        "{name}: {refused} / {}",
+        status.message
+    );
     (refused, status)
 }
 
@@ -20,8 +27,18 @@ fn failing(pod: &Pod, name: &str, command: &[&str]) -> (tonic::Status, cri::Cont
 fn a_program_that_cannot_run_is_told_with_its_reason_and_code() {
     let pod = world().pod("start-fails");
     for (name, command, code, words) in [
-        ("missing", &["no-such-program"][..], 127, "executable file not found in $PATH"),
-        ("missing-path", &["/bin/no-such-program"], 127, "no such file or directory"),
+        (
+            "missing",
+            &["no-such-program"][..],
+            127,
+            "executable file not found in $PATH",
+        ),
+        (
+            "missing-path",
+            &["/bin/no-such-program"],
+            127,
+            "no such file or directory",
+        ),
         ("denied", &["/etc/not-executable"], 126, "permission denied"),
         ("directory", &["/etc"], 126, "permission denied"),
         ("interpreter", &["/bin/no-interpreter"], 127, "interpreter"),
@@ -48,7 +65,9 @@ fn a_container_is_started_once() {
 #[test]
 fn a_root_without_anything_gives_an_error_and_no_harm() {
     let pod = world().pod("start-empty");
-    crate::fixture::world().pull(&crate::registry::reference("empty")).unwrap();
+    crate::fixture::world()
+        .pull(&crate::registry::reference("empty"))
+        .unwrap();
     let mut config = pod.config("c", &[]);
     config.image = Some(crate::fixture::image(&crate::registry::reference("empty")));
     // Refused at once or when it starts: either way told, and the pod goes on.
@@ -70,14 +89,24 @@ fn exit_codes_and_signals_come_through() {
         let status = ended(&pod, &format!("code-{code}"), &format!("exit {code}"));
         assert_eq!(status.exit_code, code);
         assert_eq!(status.reason, if code == 0 { "Completed" } else { "Error" });
-        assert!(status.created_at <= status.started_at && status.started_at <= status.finished_at, "{status:?}");
+        assert!(
+            status.created_at <= status.started_at && status.started_at <= status.finished_at,
+            "{status:?}"
+        );
     }
     // A first process of a pid namespace cannot kill itself by these: somebody else must.
     for (signal, code) in [("TERM", 143), ("INT", 130), ("SEGV", 139), ("KILL", 137)] {
-        let c = pod.start(&format!("signal-{signal}"), &["sh", "-c", "trap - TERM INT SEGV; sleep 1000"], |config| {
-            security(config).namespace_options = Some(cri::NamespaceOption::default());
-        });
-        let number = signal.parse::<nix::sys::signal::Signal>().or_else(|_| format!("SIG{signal}").parse()).unwrap();
+        let c = pod.start(
+            &format!("signal-{signal}"),
+            &["sh", "-c", "trap - TERM INT SEGV; sleep 1000"],
+            |config| {
+                security(config).namespace_options = Some(cri::NamespaceOption::default());
+            },
+        );
+        let number = signal
+            .parse::<nix::sys::signal::Signal>()
+            .or_else(|_| format!("SIG{signal}").parse())
+            .unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(c.pid() as i32), number).unwrap();
         let status = c.exited();
         assert_eq!((status.exit_code, status.reason.as_str()), (code, "Error"), "{signal}");
@@ -87,10 +116,15 @@ fn exit_codes_and_signals_come_through() {
 #[test]
 fn a_program_that_is_over_before_its_start_is_answered_has_both_times() {
     let pod = world().pod("exit-fast");
-    let runs: Vec<Container> = (0..10).map(|n| pod.start(&format!("c{n}"), &["true"], |_| {})).collect();
+    let runs: Vec<Container> = (0..10)
+        .map(|n| pod.start(&format!("c{n}"), &["true"], |_| {}))
+        .collect();
     for c in runs {
         let status = c.exited();
         assert_eq!(status.exit_code, 0);
-        assert!(status.started_at > 0 && status.finished_at >= status.started_at, "{status:?}");
+        assert!(
+            status.started_at > 0 && status.finished_at >= status.started_at,
+            "{status:?}"
+        );
     }
 }

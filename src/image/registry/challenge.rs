@@ -65,7 +65,7 @@ fn parameters(mut rest: &str) -> (Vec<(String, String)>, &str) {
     let mut parameters = Vec::new();
     loop {
         rest = rest.trim_start_matches([' ', ',', '\t']);
-        let end = rest.find(|c: char| matches!(c, '=' | ' ' | ',')).unwrap_or(rest.len());
+        let end = rest.find(['=', ' ', ',']).unwrap_or(rest.len());
         let Some(after) = rest[end..].trim_start_matches(' ').strip_prefix('=') else {
             return (parameters, rest);
         };

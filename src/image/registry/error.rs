@@ -191,9 +191,19 @@ impl RegistryError {
     /// A host that asks for a longer pause than `longest` is not waited for.
     pub(super) fn or_too_busy(self, longest: Duration) -> Self {
         match self {
-            Self::Status { op, url, status, detail, retry_after: Some(wait) } if wait > longest => {
-                Self::TooBusy { op, url, status, detail, wait }
-            }
+            Self::Status {
+                op,
+                url,
+                status,
+                detail,
+                retry_after: Some(wait),
+            } if wait > longest => Self::TooBusy {
+                op,
+                url,
+                status,
+                detail,
+                wait,
+            },
             error => error,
         }
     }

@@ -42,7 +42,11 @@ impl Head {
         let fin = flags & FLAG_FIN != 0;
         if a & 0x80 == 0 {
             let stream = u32::from_be_bytes([a, b, c, d]);
-            return if stream == 0 { Err(SpdyError::Frame { why: "stream 0" }) } else { Ok(Self::Data { stream, fin, length }) };
+            return if stream == 0 {
+                Err(SpdyError::Frame { why: "stream 0" })
+            } else {
+                Ok(Self::Data { stream, fin, length })
+            };
         }
         if u16::from_be_bytes([a & 0x7f, b]) != VERSION {
             return Err(SpdyError::Frame { why: "another version" });
@@ -50,7 +54,11 @@ impl Head {
         if length > MAX_CONTROL {
             return Err(SpdyError::Frame { why: "too long" });
         }
-        Ok(Self::Control { kind: u16::from_be_bytes([c, d]), fin, length })
+        Ok(Self::Control {
+            kind: u16::from_be_bytes([c, d]),
+            fin,
+            length,
+        })
     }
 }
 
@@ -58,11 +66,22 @@ impl Head {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Control {
     /// `fin`: the client will send nothing on the stream.
-    Open { stream: u32, headers: Headers, fin: bool },
+    Open {
+        stream: u32,
+        headers: Headers,
+        fin: bool,
+    },
     /// Headers for a stream that is open; the protocols here give them no meaning.
-    More { stream: u32, fin: bool },
-    Reset { stream: u32 },
-    Ping { id: u32 },
+    More {
+        stream: u32,
+        fin: bool,
+    },
+    Reset {
+        stream: u32,
+    },
+    Ping {
+        id: u32,
+    },
     /// The client opens no more streams.
     GoAway,
     /// Settings and windows: well formed, and without effect.
@@ -73,7 +92,12 @@ impl Control {
     /// The frame of the kind that its head tells. Every block of headers must pass here: `unpacker` depends on all.
     pub fn decode(kind: u16, fin: bool, payload: &[u8], unpacker: &mut Unpacker) -> Result<Self, SpdyError> {
         let short = SpdyError::Frame { why: "too short" };
-        let number = |at: usize| payload.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+        let number = |at: usize| {
+            payload
+                .get(at..at + 4)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map(u32::from_be_bytes)
+        };
         let first = number(0).ok_or(SpdyError::Frame { why: "too short" })?;
         // The highest bit of a stream's number is reserved.
         let stream = first & 0x7fff_ffff;
@@ -125,7 +149,13 @@ fn control(kind: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 fn numbers(kind: u16, numbers: &[u32]) -> Vec<u8> {
-    control(kind, &numbers.iter().flat_map(|number| number.to_be_bytes()).collect::<Vec<u8>>())
+    control(
+        kind,
+        &numbers
+            .iter()
+            .flat_map(|number| number.to_be_bytes())
+            .collect::<Vec<u8>>(),
+    )
 }
 
 /// SYN_REPLY without headers.
@@ -178,24 +208,47 @@ mod tests {
         let (mut packer, mut unpacker) = (Packer::default(), Unpacker::default());
         let headers = Headers::from([("streamtype", "stdin")]);
         let frame = open(3, &headers, true, &mut packer);
-        assert_eq!(decode(&frame, &mut unpacker).unwrap(), Control::Open { stream: 3, headers, fin: true });
+        assert_eq!(
+            decode(&frame, &mut unpacker).unwrap(),
+            Control::Open {
+                stream: 3,
+                headers,
+                fin: true
+            }
+        );
         let frame = accept(3, &mut packer).unwrap();
-        assert_eq!(decode(&frame, &mut unpacker).unwrap(), Control::More { stream: 3, fin: false });
-        assert_eq!(decode(&reset(5, true), &mut unpacker).unwrap(), Control::Reset { stream: 5 });
+        assert_eq!(
+            decode(&frame, &mut unpacker).unwrap(),
+            Control::More { stream: 3, fin: false }
+        );
+        assert_eq!(
+            decode(&reset(5, true), &mut unpacker).unwrap(),
+            Control::Reset { stream: 5 }
+        );
         assert_eq!(decode(&ping(7), &mut unpacker).unwrap(), Control::Ping { id: 7 });
         assert_eq!(decode(&go_away(1, false), &mut unpacker).unwrap(), Control::GoAway);
         assert_eq!(
             Head::decode(data(9, true, MAX_DATA)).unwrap(),
-            Head::Data { stream: 9, fin: true, length: MAX_DATA }
+            Head::Data {
+                stream: 9,
+                fin: true,
+                length: MAX_DATA
+            }
         );
     }
 
     #[test]
     fn settings_and_windows_are_checked_and_ignored() {
         let unpacker = &mut Unpacker::default();
-        assert_eq!(decode(&numbers(SETTINGS, &[1, 7, 65536]), unpacker).unwrap(), Control::Nothing);
+        assert_eq!(
+            decode(&numbers(SETTINGS, &[1, 7, 65536]), unpacker).unwrap(),
+            Control::Nothing
+        );
         assert!(decode(&numbers(SETTINGS, &[2, 7, 65536]), unpacker).is_err());
-        assert_eq!(decode(&numbers(WINDOW_UPDATE, &[1, 65536]), unpacker).unwrap(), Control::Nothing);
+        assert_eq!(
+            decode(&numbers(WINDOW_UPDATE, &[1, 65536]), unpacker).unwrap(),
+            Control::Nothing
+        );
         assert!(decode(&numbers(WINDOW_UPDATE, &[1]), unpacker).is_err());
         assert_eq!(decode(&numbers(99, &[1]), unpacker).unwrap(), Control::Nothing);
     }
@@ -204,8 +257,14 @@ mod tests {
     fn hostile_frames_are_errors() {
         assert!(Head::decode(data(0, false, 1)).is_err(), "data of stream 0");
         assert!(Head::decode([0x80, 2, 0, 1, 0, 0, 0, 10]).is_err(), "version 2");
-        assert!(Head::decode([0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff]).is_err(), "16 MiB of headers");
-        assert!(Head::decode(*b"POST /ex").is_ok_and(|head| matches!(head, Head::Data { .. })), "text is data");
+        assert!(
+            Head::decode([0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff]).is_err(),
+            "16 MiB of headers"
+        );
+        assert!(
+            Head::decode(*b"POST /ex").is_ok_and(|head| matches!(head, Head::Data { .. })),
+            "text is data"
+        );
         for kind in 0..12 {
             for length in 0..20 {
                 let payload = vec![0xff; length];
@@ -215,6 +274,9 @@ mod tests {
                 assert!(Control::decode(kind, false, &[0, 0], &mut Unpacker::default()).is_err());
             }
         }
-        assert!(Control::decode(RST_STREAM, false, &[0; 8], &mut Unpacker::default()).is_err(), "stream 0");
+        assert!(
+            Control::decode(RST_STREAM, false, &[0; 8], &mut Unpacker::default()).is_err(),
+            "stream 0"
+        );
     }
 }

@@ -53,7 +53,10 @@ pub struct Headers(Vec<(String, String)>);
 impl Headers {
     /// The first value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).and_then(|(_, values)| values.split('\0').next())
+        self.0
+            .iter()
+            .find(|(known, _)| known == name)
+            .and_then(|(_, values)| values.split('\0').next())
     }
 
     fn decode(mut block: &[u8]) -> Result<Self, SpdyError> {
@@ -66,7 +69,13 @@ impl Headers {
             let (name, value) = (take_text(&mut block)?, take_text(&mut block)?);
             headers.push((name.to_ascii_lowercase(), value));
         }
-        if block.is_empty() { Ok(Self(headers)) } else { Err(SpdyError::Headers { why: "more than they say" }) }
+        if block.is_empty() {
+            Ok(Self(headers))
+        } else {
+            Err(SpdyError::Headers {
+                why: "more than they say",
+            })
+        }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -81,13 +90,20 @@ impl Headers {
 
 impl<const N: usize> From<[(&str, &str); N]> for Headers {
     fn from(headers: [(&str, &str); N]) -> Self {
-        Self(headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect())
+        Self(
+            headers
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect(),
+        )
     }
 }
 
 fn take<'a>(block: &mut &'a [u8], length: usize) -> Result<&'a [u8], SpdyError> {
     let taken = block.split_off(..length);
-    taken.ok_or(SpdyError::Headers { why: "less than they say" })
+    taken.ok_or(SpdyError::Headers {
+        why: "less than they say",
+    })
 }
 
 fn take_number(block: &mut &[u8]) -> Result<usize, SpdyError> {
@@ -126,14 +142,20 @@ impl Unpacker {
             let read = usize::try_from(self.0.total_in() - read).unwrap_or(block.len());
             block = block.get(read..).unwrap_or_default();
             match done {
-                Ok(Status::StreamEnd) => return Err(SpdyError::Headers { why: "their compression has ended" }),
+                Ok(Status::StreamEnd) => {
+                    return Err(SpdyError::Headers {
+                        why: "their compression has ended",
+                    });
+                }
                 Ok(_) if block.is_empty() && plain.len() < plain.capacity() => return Headers::decode(&plain),
                 Ok(_) if read == 0 && plain.len() == written => {
                     return Err(SpdyError::Headers { why: "no way to go on" });
                 }
                 Ok(_) => {}
                 Err(error) if error.needs_dictionary() == Some(DICTIONARY_ID) => {
-                    self.0.set_dictionary(&DICTIONARY).map_err(|_| SpdyError::Headers { why: "dictionary" })?;
+                    self.0
+                        .set_dictionary(&DICTIONARY)
+                        .map_err(|_| SpdyError::Headers { why: "dictionary" })?;
                 }
                 Err(_) => return Err(SpdyError::Headers { why: "not zlib" }),
             }
@@ -148,7 +170,9 @@ pub struct Packer(Option<Compress>);
 impl Packer {
     /// `headers`, compressed.
     pub fn pack(&mut self, headers: &Headers) -> Result<Vec<u8>, SpdyError> {
-        let failed = |_| SpdyError::Headers { why: "cannot be compressed" };
+        let failed = |_| SpdyError::Headers {
+            why: "cannot be compressed",
+        };
         let compress = match &mut self.0 {
             Some(compress) => compress,
             none => {
@@ -160,7 +184,9 @@ impl Packer {
         let plain = headers.encode();
         // A flush ends with an empty block of five bytes; incompressible text grows by less than the rest.
         let mut packed = Vec::with_capacity(plain.len() + plain.len() / 100 + 64);
-        compress.compress_vec(&plain, &mut packed, FlushCompress::Sync).map_err(failed)?;
+        compress
+            .compress_vec(&plain, &mut packed, FlushCompress::Sync)
+            .map_err(failed)?;
         Ok(packed)
     }
 }
@@ -206,10 +232,15 @@ mod tests {
         let mut compress = Compress::new(Compression::best(), true);
         compress.set_dictionary(&DICTIONARY).unwrap();
         let mut packed = Vec::with_capacity(1 << 20);
-        compress.compress_vec(&vec![0; 64 << 20], &mut packed, FlushCompress::Sync).unwrap();
+        compress
+            .compress_vec(&vec![0; 64 << 20], &mut packed, FlushCompress::Sync)
+            .unwrap();
         assert!(packed.len() < 128 << 10);
         let refused = Unpacker::default().unpack(&packed).unwrap_err();
-        assert!(matches!(refused, SpdyError::Headers { why: "too large" }), "{refused:?}");
+        assert!(
+            matches!(refused, SpdyError::Headers { why: "too large" }),
+            "{refused:?}"
+        );
     }
 
     #[test]
@@ -225,10 +256,19 @@ mod tests {
         assert!(unpack(&[]).is_err(), "no count");
         assert!(unpack(&[0, 0, 0, 1]).is_err(), "no name");
         assert!(unpack(&[0xff; 4]).is_err(), "far too many");
-        assert!(unpack(&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, b'a']).is_err(), "a long name");
+        assert!(
+            unpack(&[0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, b'a']).is_err(),
+            "a long name"
+        );
         assert!(unpack(&[0, 0, 0, 0, 1]).is_err(), "too much");
         assert!(unpack(&[0, 0, 0, 1, 0, 0, 0, 1, 0xff, 0, 0, 0, 0]).is_err(), "not text");
-        for noise in [&b"no zlib"[..], &[], &[0x78], &[0x78, 0xbb], &[0x78, 0xbb, 1, 2, 3, 4, 5]] {
+        for noise in [
+            &b"no zlib"[..],
+            &[],
+            &[0x78],
+            &[0x78, 0xbb],
+            &[0x78, 0xbb, 1, 2, 3, 4, 5],
+        ] {
             assert!(Unpacker::default().unpack(noise).is_err(), "{noise:?}");
         }
     }

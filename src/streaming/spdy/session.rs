@@ -37,7 +37,13 @@ pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T) -> Session {
     let (link, outgoing) = Link::new();
     let open = Arc::new(Open::default());
     let (offer, streams) = mpsc::channel(16);
-    let reading = Reading { link: link.clone(), open: open.clone(), offer, last: 0, unpacker: Unpacker::default() };
+    let reading = Reading {
+        link: link.clone(),
+        open: open.clone(),
+        offer,
+        last: 0,
+        unpacker: Unpacker::default(),
+    };
     tokio::spawn(reading.run(read));
     tokio::spawn(write_all(write, outgoing, open, link.clone()));
     Session { link, streams }
@@ -79,7 +85,9 @@ impl Open {
     /// We send no more on `stream`. False if that is so already.
     fn sent(&self, stream: u32) -> bool {
         let mut streams = self.lock();
-        let Some(ends) = streams.get_mut(&stream) else { return false };
+        let Some(ends) = streams.get_mut(&stream) else {
+            return false;
+        };
         if std::mem::replace(&mut ends.sent, true) {
             return false;
         }
@@ -132,7 +140,10 @@ impl Reading {
     }
 
     async fn read<T: AsyncRead + Unpin>(&mut self, mut read: T) -> Result<(), SpdyError> {
-        let failed = |source| SpdyError::Io { op: "read from", source };
+        let failed = |source| SpdyError::Io {
+            op: "read from",
+            source,
+        };
         loop {
             let mut head = [0; HEAD];
             match read.read_exact(&mut head).await {
@@ -195,20 +206,45 @@ impl Reading {
     async fn open_stream(&mut self, id: u32, headers: Headers, fin: bool) {
         let in_order = id % 2 == 1 && id > self.last;
         if !in_order || self.open.lock().len() >= MAX_STREAMS {
-            self.send(Outgoing::Reset { stream: id, refused: true }).await;
+            self.send(Outgoing::Reset {
+                stream: id,
+                refused: true,
+            })
+            .await;
             return;
         }
         self.last = id;
         let (feed, reader) = inbound(&self.link.room);
         let gone = self.link.gone.child_token();
-        self.open.lock().insert(id, Ends { feed: Some(feed), sent: false, gone: gone.clone() });
+        self.open.lock().insert(
+            id,
+            Ends {
+                feed: Some(feed),
+                sent: false,
+                gone: gone.clone(),
+            },
+        );
         if fin {
             self.open.end(id);
         }
         let writer = Writer::new(&self.link, id, gone);
-        if self.offer.send(Stream { id, headers, reader, writer }).await.is_err() {
+        if self
+            .offer
+            .send(Stream {
+                id,
+                headers,
+                reader,
+                writer,
+            })
+            .await
+            .is_err()
+        {
             self.open.reset(id);
-            self.send(Outgoing::Reset { stream: id, refused: true }).await;
+            self.send(Outgoing::Reset {
+                stream: id,
+                refused: true,
+            })
+            .await;
         }
     }
 
@@ -289,7 +325,12 @@ mod tests {
         }
 
         async fn open(&mut self, stream: u32) {
-            let frame = frame::open(stream, &Headers::from([("streamtype", "data")]), false, &mut self.packer);
+            let frame = frame::open(
+                stream,
+                &Headers::from([("streamtype", "data")]),
+                false,
+                &mut self.packer,
+            );
             self.send(&frame).await;
         }
 
@@ -311,7 +352,13 @@ mod tests {
 
     fn pair() -> (Client, Session) {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
-        (Client { io: theirs, packer: Packer::default() }, start(ours))
+        (
+            Client {
+                io: theirs,
+                packer: Packer::default(),
+            },
+            start(ours),
+        )
     }
 
     #[tokio::test]
@@ -329,8 +376,28 @@ mod tests {
         stream.writer.data(Bytes::from_static(b"back")).await.unwrap();
         stream.writer.end().await;
         stream.writer.end().await;
-        assert_eq!(client.frame().await, (Head::Data { stream: 1, fin: false, length: 4 }, b"back".to_vec()));
-        assert_eq!(client.frame().await, (Head::Data { stream: 1, fin: true, length: 0 }, Vec::new()));
+        assert_eq!(
+            client.frame().await,
+            (
+                Head::Data {
+                    stream: 1,
+                    fin: false,
+                    length: 4
+                },
+                b"back".to_vec()
+            )
+        );
+        assert_eq!(
+            client.frame().await,
+            (
+                Head::Data {
+                    stream: 1,
+                    fin: true,
+                    length: 0
+                },
+                Vec::new()
+            )
+        );
         client.send(&frame::ping(5)).await;
         assert_eq!(client.frame().await.1, 5u32.to_be_bytes());
     }

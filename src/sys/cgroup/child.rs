@@ -45,7 +45,9 @@ impl Cgroup {
 
     /// The children that there are, whoever made them; none where no cgroup2 hierarchy is mounted.
     pub fn children(&self) -> io::Result<Vec<Child>> {
-        let dirs = self.cgroup2_dir().map_or(Ok(Vec::new()), |parent| file::children(&parent))?;
+        let dirs = self
+            .cgroup2_dir()
+            .map_or(Ok(Vec::new()), |parent| file::children(&parent))?;
         Ok(dirs.into_iter().map(|dir| Child { dir }).collect())
     }
 }

@@ -1,0 +1,8 @@
+//! Exec, attach and port-forward: the real daemon, driven by the real crictl, as root.
+
+mod attach;
+mod exec;
+mod limits;
+mod node;
+mod port_forward;
+mod registry;

@@ -1,0 +1,291 @@
+//! A node to try things on: a network of its own, a registry, crispd, all gone when it is dropped.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::future::Future;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use crisp::cri::image_service_client::ImageServiceClient;
+use crisp::cri::runtime_service_client::RuntimeServiceClient;
+use crisp::cri::*;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::registry;
+
+/// The programs: crispd's directory, and crictl. Built once for all tests.
+fn programs() -> &'static (PathBuf, PathBuf) {
+    static BUILT: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root");
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let done = Command::new(package.join("hack/build")).status();
+        assert!(done.expect("hack/build runs").success(), "hack/build failed");
+        let build = ". hack/environment; exec python3 -c \"from harness import tools; print(tools.tool('crictl'))\"";
+        let done = Command::new("bash")
+            .args(["-euc", build])
+            .current_dir(package)
+            .output()
+            .expect("bash runs");
+        assert!(
+            done.status.success(),
+            "crictl: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| package.join("target"), PathBuf::from);
+        (
+            target.join("bin"),
+            String::from_utf8(done.stdout).unwrap().trim().into(),
+        )
+    })
+}
+
+pub struct Node {
+    dir: tempfile::TempDir,
+    daemon: Child,
+    runtime: tokio::runtime::Runtime,
+    image: String,
+}
+
+impl Node {
+    /// Takes the calling thread, and all it starts from here on, into a network of their own, and starts there.
+    pub fn start() -> Self {
+        let (bin, _) = programs();
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        run(Command::new("ip").args(["link", "set", "lo", "up"]));
+        let image = registry::serve();
+        let dir = tempfile::tempdir().unwrap();
+        let log = File::create(dir.path().join("crispd.log")).unwrap();
+        let daemon = Command::new(bin.join("crispd"))
+            .arg("--dir")
+            .arg(dir.path().join("crisp"))
+            .arg("--lib-dir")
+            .arg(bin)
+            .args(["--network", "embedded", "--log", "info,crisp::streaming=debug"])
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("crispd starts");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let node = Self {
+            dir,
+            daemon,
+            runtime,
+            image,
+        };
+        let socket = node.socket();
+        eventually("crispd serves", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        let spec = ImageSpec {
+            image: node.image.clone(),
+            ..ImageSpec::default()
+        };
+        let pull = PullImageRequest {
+            image: Some(spec),
+            auth: None,
+            sandbox_config: None,
+        };
+        node.wait(async { ImageServiceClient::new(node.channel().await).pull_image(pull).await })
+            .expect("pull");
+        node
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("crisp/run/crisp.sock")
+    }
+
+    async fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("unix://{}", self.socket().display()))
+            .unwrap()
+            .connect()
+            .await
+            .expect("crispd")
+    }
+
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    pub async fn client(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel().await)
+    }
+
+    pub fn pod(&self, network: NamespaceMode) -> String {
+        self.wait(async {
+            let options = NamespaceOption {
+                network: network.into(),
+                ..NamespaceOption::default()
+            };
+            let security = LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                ..Default::default()
+            };
+            let metadata = PodSandboxMetadata {
+                name: "pod".into(),
+                namespace: "ns".into(),
+                uid: "uid".into(),
+                attempt: 0,
+            };
+            let config = PodSandboxConfig {
+                metadata: Some(metadata),
+                linux: Some(LinuxPodSandboxConfig {
+                    security_context: Some(security),
+                    ..Default::default()
+                }),
+                ..PodSandboxConfig::default()
+            };
+            let request = RunPodSandboxRequest {
+                config: Some(config),
+                ..RunPodSandboxRequest::default()
+            };
+            self.client()
+                .await
+                .run_pod_sandbox(request)
+                .await
+                .expect("pod")
+                .into_inner()
+                .pod_sandbox_id
+        })
+    }
+
+    /// A running container of `pod`.
+    pub fn container(&self, pod: &str, words: &[&str], change: impl FnOnce(&mut ContainerConfig)) -> String {
+        let mut config = ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: "container".into(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: self.image.clone(),
+                ..ImageSpec::default()
+            }),
+            command: words.iter().map(|word| word.to_string()).collect(),
+            ..ContainerConfig::default()
+        };
+        change(&mut config);
+        self.wait(async {
+            let mut client = self.client().await;
+            let request = CreateContainerRequest {
+                pod_sandbox_id: pod.to_owned(),
+                config: Some(config),
+                sandbox_config: Some(PodSandboxConfig::default()),
+            };
+            let id = client
+                .create_container(request)
+                .await
+                .expect("container")
+                .into_inner()
+                .container_id;
+            client
+                .start_container(StartContainerRequest {
+                    container_id: id.clone(),
+                })
+                .await
+                .expect("start");
+            id
+        })
+    }
+
+    pub fn is_running(&self, container: &str) -> bool {
+        let request = ContainerStatusRequest {
+            container_id: container.to_owned(),
+            verbose: false,
+        };
+        let answer = self.wait(async { self.client().await.container_status(request).await });
+        answer.unwrap().into_inner().status.unwrap().state() == ContainerState::ContainerRunning
+    }
+
+    /// Runs a command without streaming, and gives its output.
+    pub fn sync(&self, container: &str, script: &str) -> String {
+        let request = ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            timeout: 60,
+        };
+        let answer = self.wait(async { self.client().await.exec_sync(request).await });
+        String::from_utf8(answer.expect("exec").into_inner().stdout)
+            .unwrap()
+            .trim()
+            .to_owned()
+    }
+
+    /// `crictl` with these words.
+    pub fn crictl<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
+        let config = self.dir.path().join("crictl.yaml");
+        if !config.exists() {
+            let endpoint = format!("unix://{}", self.socket().display());
+            let text = format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\n");
+            std::fs::write(&config, text).unwrap();
+        }
+        let mut command = Command::new(&programs().1);
+        command.arg("--config").arg(config).args(words);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let ended = self.wait(async {
+            let mut client = self.client().await;
+            let pods = client
+                .list_pod_sandbox(ListPodSandboxRequest::default())
+                .await?
+                .into_inner()
+                .items;
+            for pod_sandbox_id in pods.into_iter().map(|pod| pod.id) {
+                client
+                    .stop_pod_sandbox(StopPodSandboxRequest {
+                        pod_sandbox_id: pod_sandbox_id.clone(),
+                    })
+                    .await?;
+                client
+                    .remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id })
+                    .await?;
+            }
+            Ok::<_, tonic::Status>(())
+        });
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        if std::thread::panicking() || ended.is_err() {
+            let log = std::fs::read_to_string(self.dir.path().join("crispd.log")).unwrap_or_default();
+            eprintln!("{ended:?}; crispd said:\n{log}");
+        }
+    }
+}
+
+pub fn run(command: &mut Command) {
+    assert!(command.status().expect("runs").success(), "{command:?}");
+}
+
+/// Waits for `condition`, at most half a minute.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < until, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs `command` with `input` to its end.
+pub fn fed(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).spawn().expect("runs");
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let _ = stdin.write_all(input);
+        });
+        child.wait_with_output().unwrap()
+    })
+}
