@@ -57,8 +57,7 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: Arguments) -> anyhow::Result<()> {
-    crisp::fault::arm()
-        .map_err(|asked| anyhow::anyhow!("{} asks for nothing that there is: {asked:?}", crisp::fault::VARIABLE))?;
+    crisp::fault::arm().map_err(|asked| anyhow::anyhow!("{} is not understood: {asked:?}", crisp::fault::VARIABLE))?;
     if let Some(Command::ConfigDefault) = arguments.command {
         print!("{}", config::DEFAULT);
         return Ok(());

@@ -33,7 +33,7 @@ fn a_pod_whose_client_went_away_is_given_to_the_retry() {
         assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
         let id = client.run_pod(&config).await.expect("it joins the first");
         assert!(begin.elapsed() >= Duration::from_millis(HELD_MS), "it was not held");
-        assert_eq!(client.pods().await, [id.clone()]);
+        assert_eq!(client.pods().await, std::slice::from_ref(&id));
         assert!(client.is_ready(&id).await);
         // It has been answered: now the name is taken.
         for config in [&config, &other] {
@@ -71,7 +71,7 @@ fn a_container_whose_client_went_away_is_given_to_the_retry() {
         assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");
         let id = client.create(&pod_id, &config).await.expect("it joins the first");
         assert!(begin.elapsed() >= Duration::from_millis(HELD_MS), "it was not held");
-        assert_eq!(client.containers().await, [id.clone()]);
+        assert_eq!(client.containers().await, std::slice::from_ref(&id));
         for config in [&config, &other] {
             let refusal = client.create(&pod_id, config).await.expect_err("the name is taken");
             assert_eq!(refusal.code(), Code::AlreadyExists, "{refusal:?}");

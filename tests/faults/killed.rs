@@ -227,8 +227,16 @@ async fn every_point(machine: &mut Machine, kills: bool, points: impl Iterator<I
         life.live(&format!("pod-{number}")).await;
         assert_eq!(life.struck, 1, "{point}: the fault did not strike");
         bystander.noticed_nothing(machine).await;
-        assert_eq!(machine.client().pods().await, [bystander.pod_id.clone()], "{point}");
-        assert_eq!(machine.client().containers().await, [bystander.id.clone()], "{point}");
+        assert_eq!(
+            machine.client().pods().await,
+            std::slice::from_ref(&bystander.pod_id),
+            "{point}"
+        );
+        assert_eq!(
+            machine.client().containers().await,
+            std::slice::from_ref(&bystander.id),
+            "{point}"
+        );
         machine.nothing_is_left_since(&alone);
         eprintln!("{point}: done");
     }

@@ -133,7 +133,11 @@ fn a_del_that_fails_is_tried_until_it_succeeds_and_no_address_is_lost() {
         let client = machine.client();
         client.stop_pod(&id).await.expect_err("the plugin fails");
         assert_eq!(plugins.leases(), 1);
-        assert_eq!(client.pods().await, [id.clone()], "a pod that holds an address is seen");
+        assert_eq!(
+            client.pods().await,
+            std::slice::from_ref(&id),
+            "a pod that holds an address is seen"
+        );
         plugins.obey("DEL");
         client.stop_pod(&id).await.expect("StopPodSandbox");
         assert_eq!(plugins.leases(), 0);
@@ -174,7 +178,7 @@ fn an_add_whose_undoing_fails_is_undone_later() {
             let client = machine.client();
             let id = client.run_pod(&config).await.expect("RunPodSandbox");
             assert_eq!(plugins.leases(), 1);
-            assert_eq!(client.pods().await, [id.clone()]);
+            assert_eq!(client.pods().await, std::slice::from_ref(&id));
             client.end_pod(&id).await;
             assert_eq!(plugins.leases(), 0);
             machine.nothing_is_left_since(&before);

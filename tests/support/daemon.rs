@@ -237,8 +237,18 @@ impl Machine {
         assert_eq!(self.ended().await.signal(), Some(libc::SIGKILL));
     }
 
-    /// What there is now: processes, mounts, cgroups, links, rules, files and directories; crispd's open files.
+    /// What there is now, as soon as nothing changes any more: processes, mounts, cgroups, links, rules, files and
+    /// directories; crispd's open files.
     pub fn look(&self) -> Before {
+        let (scope, deadline) = (self.scope(false), Instant::now() + SETTLING);
+        loop {
+            let snapshot = Snapshot::take(&scope);
+            std::thread::sleep(Duration::from_millis(50));
+            if snapshot.diff(&Snapshot::take(&scope)).is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it does not come to rest");
+        }
         let with_files = (self.pid(), Snapshot::take(&self.scope(true)));
         Before {
             things: Snapshot::take(&self.scope(false)),

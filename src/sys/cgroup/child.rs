@@ -10,8 +10,9 @@ use super::{Cgroup, check_name, file, kill, processes, remove};
 /// How long [`Child::remove`] tries: the killed need a moment, the reaped next to none.
 const REMOVE_PATIENCE: Duration = Duration::from_millis(50);
 
-/// How often [`Child::dissolve`] looks for processes that have come meanwhile.
-const DISSOLVE_ATTEMPTS: usize = 5;
+/// How long [`Child::dissolve`] tries, and how often it looks.
+const DISSOLVE_PATIENCE: Duration = Duration::from_secs(2);
+const DISSOLVE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A cgroup below a container's, in the cgroup2 hierarchy only, without controllers of its own.
 ///
@@ -94,7 +95,8 @@ impl Child {
     /// Blocks: moving a process may wait for the kernel's grace period.
     pub fn dissolve(&self) -> io::Result<()> {
         let parent = self.dir.parent().unwrap_or(&self.dir);
-        for _ in 0..DISSOLVE_ATTEMPTS {
+        let deadline = Instant::now() + DISSOLVE_PATIENCE;
+        loop {
             for pid in self.pids()? {
                 let procs = parent.join("cgroup.procs");
                 match std::fs::write(&procs, pid.to_string()) {
@@ -105,11 +107,13 @@ impl Child {
                 }
             }
             match self.remove() {
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
+                // Who is dying is in no list any more, and busy still.
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    std::thread::sleep(DISSOLVE_PAUSE);
+                }
                 removed => return removed,
             }
         }
-        self.remove()
     }
 
     /// Removes it. `ResourceBusy`, at once, if somebody is in it; the container's removal takes it then. One that is
