@@ -65,7 +65,7 @@ pub struct RawContainer {
     pub seccomp_profile_root: Option<PathBuf>,
 }
 
-/// The documented defaults; `crispd config default` prints this text.
+/// The documented defaults; `crispd config-default` prints this text.
 pub const DEFAULT: &str = r#"# Settings of crispd, with their defaults. Flags win over this file.
 
 # State that survives a reboot: images, and the records of pods.
