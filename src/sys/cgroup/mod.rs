@@ -17,6 +17,7 @@
 mod apply;
 mod child;
 mod create;
+mod devices;
 mod file;
 mod hierarchy;
 mod kill;
