@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -56,6 +57,7 @@ pub struct RawNetwork {
     pub cni_conf_dir: Option<PathBuf>,
     pub cni_bin_dirs: Option<Vec<PathBuf>>,
     pub bridge: Option<String>,
+    pub idle_seconds: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -93,6 +95,8 @@ cni_conf_dir = "/etc/cni/net.d"
 cni_bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 # The embedded bridge's name.
 bridge = "crisp0"
+# How long it stays, with its nftables table, after the last pod.
+idle_seconds = 30
 
 [container]
 # A longer line of output becomes several records marked P, of this many bytes.
@@ -130,6 +134,7 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub bridge: String,
+    pub network_idle: Duration,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
     /// Where exec, attach and port-forward are served.
@@ -218,6 +223,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             instance => format!("crisp-{instance}"),
         }),
         instance,
+        network_idle: Duration::from_secs(raw.network.idle_seconds.unwrap_or(30).into()),
         log_line_max_bytes: raw.container.log_line_max_bytes.unwrap_or(16384),
         seccomp_profile_root: raw
             .container

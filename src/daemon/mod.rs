@@ -67,7 +67,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let rooms = open(&config).await?;
     let listener = serve::listen(&config.socket)?;
     tracing::info!(socket = %config.socket.display(), ms = started.elapsed().as_millis() as u64, "serving the CRI");
+    let sandboxes = rooms.sandboxes.clone();
     serve::serve(rooms, listener).await?;
+    sandboxes.settle().await;
     tracing::info!("going down; containers run on");
     Ok(())
 }
@@ -152,6 +154,7 @@ fn network_config(config: &Config) -> NetworkConfig {
     // each frees its addresses by the plans of its pods alone.
     network.cni_gc = config.instance.is_empty();
     network.embedded.instance = config.instance.clone();
+    network.embedded.idle = config.network_idle;
     network.embedded.bridge = Some(config.bridge.clone());
     network
 }

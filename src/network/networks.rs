@@ -103,6 +103,12 @@ impl Networks {
         self.cni.gc(valid).await.and(embedded)
     }
 
+    /// Ends what DEL left to the kernel's own time. To be called before the process ends, so that nothing is left of
+    /// pods that are gone.
+    pub async fn settle(&self) -> Result<(), NetworkError> {
+        self.embedded.settle().await
+    }
+
     /// The pod CIDRs that the kubelet gave this node: CNI plugins with the `ipRanges` capability get them, and the
     /// embedded network takes them when it is next made.
     pub async fn set_pod_cidrs(&self, subnets: Vec<Subnet>) -> Result<(), NetworkError> {

@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 pub use error::SandboxError;
 pub use limits::namespace_options;
@@ -83,6 +84,9 @@ impl Sandbox {
         self.monitor.lock().expect("no panic holds it").clone()
     }
 }
+
+/// How long the end of the daemon may wait for the network.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What sandboxes are made of and kept in.
 pub struct Parts {
@@ -158,6 +162,15 @@ impl Sandboxes {
     /// Whether Status can call the network ready, and why not.
     pub async fn network_status(&self) -> crate::network::NetworkStatus {
         self.parts.networks.status().await
+    }
+
+    /// Before the daemon ends: what stopped pods have left to the kernel's own time goes now.
+    pub async fn settle(&self) {
+        match tokio::time::timeout(SETTLE_DEADLINE, self.parts.networks.settle()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "links of stopped pods stay until the next start"),
+            Err(_) => tracing::warn!("links of stopped pods stay until the next start: no answer in time"),
+        }
     }
 
     fn tell(&self, kind: Kind, id: &SandboxId) {

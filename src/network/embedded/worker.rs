@@ -5,6 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use super::departures::Departures;
 use super::leases::{Lease, Leases};
 use super::link::{self, Bridge, Link, Veth};
 use super::nft::{forward, hostports, table};
@@ -19,8 +20,8 @@ const POD_LINK: &str = "eth0";
 const DEFAULT_MTU: u32 = 1500;
 
 /// Both sockets, opened by the network thread itself.
-struct Sockets {
-    route: Socket,
+pub(super) struct Sockets {
+    pub(super) route: Socket,
     filter: Socket,
 }
 
@@ -30,24 +31,12 @@ pub struct Worker {
     pod_cidrs: Vec<Subnet>,
     file: LayoutFile,
     layout: Option<Layout>,
-    leases: Leases,
+    pub(super) leases: Leases,
+    pub(super) departures: Departures,
     sockets: Option<Sockets>,
 }
 
-/// The removal of a pod's link.
-pub struct Unlink {
-    socket: Socket,
-    name: String,
-}
-
-impl Unlink {
-    /// Removes it. Fine if it is gone.
-    pub fn run(&mut self) -> Result<(), NetworkError> {
-        link::remove(&mut self.socket, &self.name).map_err(kernel("remove link", &self.name))
-    }
-}
-
-fn kernel(op: &'static str, subject: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
+pub(super) fn kernel(op: &'static str, subject: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
     let subject = subject.into();
     move |source| NetworkError::Kernel { op, subject, source }
 }
@@ -64,6 +53,7 @@ impl Worker {
             file,
             layout,
             leases,
+            departures: Departures::new(config.idle),
             sockets: None,
         })
     }
@@ -80,7 +70,7 @@ impl Worker {
         self.pod_cidrs = subnets;
     }
 
-    fn sockets(&mut self) -> Result<&mut Sockets, NetworkError> {
+    pub(super) fn sockets(&mut self) -> Result<&mut Sockets, NetworkError> {
         if self.sockets.is_none() {
             let route = Socket::open(Family::Route).map_err(kernel("open", "an rtnetlink socket"))?;
             let filter = Socket::open(Family::Netfilter).map_err(kernel("open", "an nfnetlink socket"))?;
@@ -116,7 +106,7 @@ impl Worker {
             if attachment.ports[..n].iter().any(|other| other.collides(port)) {
                 return taken(port, &attachment.sandbox_id);
             }
-            for (_, lease) in self.leases.iter() {
+            for (_, lease) in self.staying() {
                 if lease.ports.iter().any(|other| other.collides(port)) {
                     return taken(port, &lease.sandbox_id);
                 }
@@ -132,6 +122,7 @@ impl Worker {
             path: attachment.netns.clone(),
             source,
         })?;
+        self.departures.wanted();
         let (bridge, layout) = self.ensure()?;
         let lease = Lease {
             sandbox_id: id.clone(),
@@ -176,44 +167,36 @@ impl Worker {
         }
     }
 
-    /// Disconnects a pod. Idempotent.
-    pub fn del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
-        let mut unlink = self.begin_del(id)?;
-        unlink.run()?;
-        self.finish_del(id)
+    /// Leases of pods that have not had their DEL.
+    fn staying(&self) -> impl Iterator<Item = (IpAddr, &Lease)> {
+        self.leases
+            .iter()
+            .filter(|(_, lease)| !self.departures.has(&lease.sandbox_id))
     }
 
-    /// The first step of DEL: no host port leads to the pod any more. What is to be done next takes the kernel
-    /// milliseconds of waiting (for all readers of the link), so it can be done on another thread.
-    pub fn begin_del(&mut self, id: &SandboxId) -> Result<Unlink, NetworkError> {
-        if self
-            .leases
-            .iter()
-            .any(|(_, lease)| lease.sandbox_id == *id && !lease.ports.is_empty())
-        {
+    /// Disconnects a pod, and waits for the kernel until nothing of it is left. Idempotent.
+    fn del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.begin_del(id)?;
+        self.end_now(id)
+    }
+
+    /// DEL but for its end: no host port leads to the pod any more, and its link and addresses go soon. Idempotent.
+    pub fn begin_del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
+        if self.departures.has(id) {
+            return Ok(());
+        }
+        let held = |lease: &Lease| lease.sandbox_id == *id && !lease.ports.is_empty();
+        if self.leases.iter().any(|(_, lease)| held(lease)) {
             let table = self.names().1;
             hostports::remove(&mut self.sockets()?.filter, &table, |holder| holder == id.as_str())
                 .map_err(kernel("remove host ports from", table))?;
+            let held = self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id);
+            let translated = held.filter(|(_, lease)| lease.ports.iter().any(|port| port.protocol == Protocol::Udp));
+            let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
+            self.forget(conntrack::forget_translated, &ips);
         }
-        let socket = Socket::open(Family::Route).map_err(kernel("open", "an rtnetlink socket"))?;
-        Ok(Unlink {
-            socket,
-            name: veth_name(id),
-        })
-    }
-
-    /// The last step of DEL: nothing uses the addresses any more, so they are given back.
-    pub fn finish_del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
-        let held = self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id);
-        let translated = held.filter(|(_, lease)| lease.ports.iter().any(|port| port.protocol == Protocol::Udp));
-        let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
-        self.forget(conntrack::forget_translated, &ips);
-        self.leases.release(id)?;
-        if self.leases.is_empty() {
-            self.dismantle()
-        } else {
-            Ok(())
-        }
+        self.departures.begin(id);
+        Ok(())
     }
 
     /// Frees everything that no sandbox of `valid` owns.
@@ -222,7 +205,7 @@ impl Worker {
             .leases
             .iter()
             .map(|(_, l)| l.sandbox_id.clone())
-            .filter(|id| !valid.contains(id))
+            .filter(|id| !valid.contains(id) && !self.departures.has(id))
             .collect();
         for id in gone {
             tracing::info!(sandbox_id = %id, "freeing the addresses of a pod that is no more");
@@ -271,7 +254,7 @@ impl Worker {
         forward::open(filter, &layout.bridge, &alias(&layout))
             .map_err(kernel("open the firewall for", &layout.bridge))?;
         if !table::exists(filter, &layout.table).map_err(kernel("ask for table", &layout.table))? {
-            let entries = entries(self.leases.iter());
+            let entries = entries(self.staying());
             let filter = &mut self.sockets()?.filter;
             table::create(filter, &layout.table, &layout.bridge, &layout.subnets)
                 .map_err(kernel("create table", &layout.table))?;
@@ -347,7 +330,7 @@ impl Worker {
     }
 
     /// Removes the table and the bridge: no pod is left. What this instance never made is left alone.
-    fn dismantle(&mut self) -> Result<(), NetworkError> {
+    pub(super) fn dismantle(&mut self) -> Result<(), NetworkError> {
         let Some(layout) = self.layout.clone() else {
             return Ok(());
         };
