@@ -79,7 +79,10 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let host = |what| move |source| DaemonError::Host { what, source };
     let store = Store::open(&config.root, &config.run)?;
     let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
+    let boot_id = boot_id.trim().to_owned();
     let mut image_config = ImageConfig::new(config.root.join("images"));
+    image_config.boot_id = boot_id.clone();
     image_config.pinned = config.pinned.clone();
     image_config.registry.hosts_dirs = config.registry_config_dirs.clone();
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
@@ -100,7 +103,6 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     }));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
     let sandboxes = Sandboxes::new(sandbox::Parts {
         store,
         launcher,
@@ -111,7 +113,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         events: events.clone(),
         netns_dir,
         cgroup_parent: config.cgroup_parent.clone(),
-        boot_id: boot_id.trim().to_owned(),
+        boot_id,
         runtime_handlers: vec![String::new()],
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
