@@ -16,7 +16,7 @@ use crate::cri::*;
 use crate::events::Events;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
-use crate::stats::Collector;
+use crate::stats::{Collector, metric_descriptors};
 use crate::streaming::Server;
 use crate::sys::cgroup::Hierarchy;
 
@@ -467,16 +467,24 @@ impl RuntimeService for RuntimeApi {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        missing(
-            "ListMetricDescriptors: metrics are missing; ListPodSandboxStats and ListContainerStats have the figures",
-        )
+        let work = async {
+            Ok(ListMetricDescriptorsResponse {
+                descriptors: metric_descriptors(),
+            })
+        };
+        respond("ListMetricDescriptors", "", Look, work).await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        missing("ListPodSandboxMetrics: metrics are missing; ListPodSandboxStats has the figures")
+        let work = async {
+            Ok(ListPodSandboxMetricsResponse {
+                pod_metrics: stats::metrics(&self.rooms).await,
+            })
+        };
+        respond("ListPodSandboxMetrics", "", Look, work).await
     }
 
     type StreamPodSandboxMetricsStream = Answers<StreamPodSandboxMetricsResponse>;
@@ -485,7 +493,13 @@ impl RuntimeService for RuntimeApi {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        missing("StreamPodSandboxMetrics: metrics are missing; StreamPodSandboxStats has the figures")
+        let items = stats::metrics(&self.rooms).await;
+        let work = async {
+            Ok(stream::batches(items, |pod_sandbox_metrics| {
+                StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+            }))
+        };
+        respond("StreamPodSandboxMetrics", "", Look, work).await
     }
 
     async fn update_pod_sandbox_resources(
