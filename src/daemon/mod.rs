@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::api::Rooms;
+use crate::api::{Rooms, portray_events};
 use crate::config::{Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
@@ -115,7 +115,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
     let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
     images.settle().await.map_err(DaemonError::Images)?;
-    Ok(Rooms {
+    let rooms = Rooms {
         sandboxes,
         containers,
         images,
@@ -124,7 +124,9 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         stats: Collector::new(&config.root.join("images")),
         cgroups,
         settings: settings(config).into(),
-    })
+    };
+    portray_events(&rooms);
+    Ok(rooms)
 }
 
 /// Where the pod's programs are: as configured, or beside crispd.
