@@ -28,6 +28,7 @@ impl ToCode for SandboxError {
             Self::NotFound { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
             Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
             | Self::Network { .. }
@@ -52,7 +53,7 @@ impl ToCode for ContainerError {
             Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
                 Code::FailedPrecondition
             }
-            Self::ExecTimeout { .. } | Self::Hung { .. } => Code::DeadlineExceeded,
+            Self::ExecTimeout { .. } | Self::Hung { .. } | Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::Lost
             | Self::StartFailed { .. }
             | Self::Unkillable { .. }

@@ -182,6 +182,7 @@ impl RuntimeService for RuntimeApi {
                 .rooms
                 .sandboxes
                 .ready_pod(&pod_sandbox_id)
+                .await
                 .map_err(|e| failed(&e))?;
             let id = self
                 .rooms
@@ -202,7 +203,7 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<StartContainerResponse>, Status> {
         let id = request.into_inner().container_id;
         let work = async {
-            self.rooms.containers.start(&id).await.map_err(|e| failed(&e))?;
+            self.rooms.containers.start(&id).await.map_err(|e| failed(&*e))?;
             Ok(StartContainerResponse {})
         };
         respond("StartContainer", &id, Change, work).await

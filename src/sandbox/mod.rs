@@ -7,6 +7,7 @@
 
 mod error;
 mod files;
+mod join;
 mod limits;
 mod list;
 mod lost;
@@ -30,8 +31,7 @@ use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
 use crate::model::{SandboxId, chain};
-use crate::monitor::Launcher;
-use crate::monitor::client::Client;
+use crate::monitor::{Access, Launcher};
 use crate::network::Networks;
 use crate::operation::Operations;
 use crate::store::{PodPhase, PodRecord, PodStatus, Store};
@@ -41,7 +41,7 @@ use crate::sys::cgroup::Hierarchy;
 pub struct Sandbox {
     pub record: Arc<PodRecord>,
     status: Mutex<PodStatus>,
-    monitor: Mutex<Option<Client>>,
+    monitor: Access,
     /// Held by a stop or a removal: the two wait for each other.
     ending: tokio::sync::Mutex<()>,
     inherited: Inherited,
@@ -79,9 +79,6 @@ impl Sandbox {
         status.clone()
     }
 
-    fn monitor(&self) -> Option<Client> {
-        self.monitor.lock().expect("no panic holds it").clone()
-    }
 }
 
 /// What sandboxes are made of and kept in.
@@ -139,18 +136,38 @@ impl Sandboxes {
         }
     }
 
-    /// What a container needs of the sandbox to live in it: only a ready one takes containers.
-    pub fn ready_pod(&self, id: &str) -> Result<Pod, SandboxError> {
+    /// Fine if the sandbox is ready.
+    pub fn check_ready(&self, id: &str) -> Result<(), SandboxError> {
         let sandbox = self.find(id)?;
+        if sandbox.is_ready() {
+            return Ok(());
+        }
+        Err(SandboxError::NotReady {
+            sandbox_id: sandbox.record.id.clone(),
+        })
+    }
+
+    /// What a container needs of the sandbox to live in it: only a ready one takes containers. A monitor that has not
+    /// answered since the daemon came back is waited for.
+    pub async fn ready_pod(&self, id: &str) -> Result<Pod, SandboxError> {
+        self.check_ready(id)?;
+        let sandbox = self.find(id)?;
+        let sandbox_id = || sandbox.record.id.clone();
+        let monitor = sandbox.monitor.answering().await;
+        if monitor.is_none() && sandbox.monitor.is_silent() {
+            let sandbox_id = sandbox_id();
+            return Err(SandboxError::MonitorSilent { sandbox_id });
+        }
         let status = sandbox.status();
-        match (status.phase, sandbox.monitor(), status.pause) {
+        match (status.phase, monitor, status.pause) {
             (PodPhase::Ready, Some(monitor), Some(pause)) => Ok(Pod {
                 record: sandbox.record.clone(),
                 monitor,
+                access: sandbox.monitor.clone(),
                 pause,
             }),
             _ => Err(SandboxError::NotReady {
-                sandbox_id: sandbox.record.id.clone(),
+                sandbox_id: sandbox_id(),
             }),
         }
     }
