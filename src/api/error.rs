@@ -8,6 +8,7 @@ use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
 use crate::monitor::protocol::FailureKind;
+use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 use crate::streaming::StreamingError;
@@ -37,6 +38,10 @@ impl ToCode for SandboxError {
             | Self::Store(_)
             | Self::Fault(_) => Code::Internal,
             Self::Connect { .. } => Code::Unavailable,
+            Self::PodCidrs {
+                source: NetworkError::PodCidr { .. },
+            } => Code::InvalidArgument,
+            Self::PodCidrs { .. } => Code::Internal,
             Self::Monitor { source, .. } => source.code(),
             Self::Containers { source, .. } => source.code(),
             Self::Spec(source) => source.code(),

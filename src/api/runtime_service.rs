@@ -431,9 +431,19 @@ impl RuntimeService for RuntimeApi {
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        missing("UpdateRuntimeConfig: pod CIDRs of the node are not taken over into the pod network yet")
+        let config = request.into_inner().runtime_config.unwrap_or_default();
+        let pod_cidr = config.network_config.unwrap_or_default().pod_cidr;
+        let work = async {
+            // A node without a pod CIDR says nothing that could be taken over.
+            if !pod_cidr.is_empty() {
+                let set = self.rooms.sandboxes.set_pod_cidrs(&pod_cidr).await;
+                set.map_err(|e| failed(&e))?;
+            }
+            Ok(UpdateRuntimeConfigResponse {})
+        };
+        respond("UpdateRuntimeConfig", "", Change, work).await
     }
 
     async fn checkpoint_container(
@@ -505,8 +515,15 @@ impl RuntimeService for RuntimeApi {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        missing("UpdatePodSandboxResources: limits of a whole pod are the kubelet's own cgroup's for now")
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id.clone();
+        let work = async {
+            let updated = self.rooms.sandboxes.update_resources(request).await;
+            updated.map_err(|e| failed(&e))?;
+            Ok(UpdatePodSandboxResourcesResponse {})
+        };
+        respond("UpdatePodSandboxResources", &id, Change, work).await
     }
 }

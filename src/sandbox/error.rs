@@ -35,6 +35,8 @@ pub enum SandboxError {
         sandbox_id: SandboxId,
         source: NetworkError,
     },
+    #[error("take over the pod CIDRs")]
+    PodCidrs { source: NetworkError },
     #[error("{op} for pod sandbox {sandbox_id}")]
     Monitor {
         op: &'static str,

@@ -16,6 +16,7 @@ mod recover;
 mod remove;
 mod run;
 mod stop;
+mod update_resources;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -175,6 +176,12 @@ impl Sandboxes {
     /// Whether Status can call the network ready, and why not.
     pub async fn network_status(&self) -> crate::network::NetworkStatus {
         self.parts.networks.status().await
+    }
+
+    /// Takes the pod CIDRs that the kubelet gives this node.
+    pub async fn set_pod_cidrs(&self, text: &str) -> Result<(), SandboxError> {
+        let set = self.parts.networks.set_pod_cidrs(text).await;
+        set.map_err(|source| SandboxError::PodCidrs { source })
     }
 
     fn tell(&self, kind: Kind, id: &SandboxId) {
