@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::api::Rooms;
+use crate::api::{Rooms, portray_events};
 use crate::config::{Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
@@ -69,7 +69,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     tracing::info!(socket = %config.socket.display(), ms = started.elapsed().as_millis() as u64, "serving the CRI");
     let sandboxes = rooms.sandboxes.clone();
     serve::serve(rooms, listener).await?;
-    sandboxes.settle().await;
+    sandboxes.settle_networks().await;
     tracing::info!("going down; containers run on");
     Ok(())
 }
@@ -119,7 +119,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
     let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
     images.settle().await.map_err(DaemonError::Images)?;
-    Ok(Rooms {
+    let rooms = Rooms {
         sandboxes,
         containers,
         images,
@@ -128,7 +128,9 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         stats: Collector::new(&config.root.join("images")),
         cgroups,
         settings: settings(config).into(),
-    })
+    };
+    portray_events(&rooms);
+    Ok(rooms)
 }
 
 /// Where the pod's programs are: as configured, or beside crispd.

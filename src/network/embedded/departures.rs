@@ -108,7 +108,7 @@ impl Worker {
         if self.leases.is_empty() {
             self.departures.idle_since = Some(Instant::now());
         }
-        Ok(())
+        self.retire()
     }
 
     /// Waits for nothing any more: what is on its way out is out when this returns.

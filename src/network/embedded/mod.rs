@@ -11,6 +11,7 @@ mod leases;
 mod link;
 mod nft;
 mod plan;
+mod renumber;
 mod route;
 mod subnet;
 mod sysctl;
@@ -41,8 +42,9 @@ pub struct Embedded {
 
 impl Embedded {
     /// Reads what is recorded in `dir` (made if missing) and starts the thread. Touches nothing of the host's network.
-    pub fn open(dir: &Path, config: &EmbeddedConfig) -> Result<Self, NetworkError> {
+    pub fn open(dir: &Path, config: &EmbeddedConfig, pod_cidrs: Vec<Subnet>) -> Result<Self, NetworkError> {
         let mut worker = Worker::open(dir, config)?;
+        worker.set_pod_cidrs(pod_cidrs);
         let (jobs, queue) = mpsc::channel::<Job>();
         std::thread::Builder::new()
             .name("network".into())
@@ -60,8 +62,8 @@ impl Embedded {
         self.run(Worker::probe).await
     }
 
-    /// The pod CIDRs that the kubelet gave this node: taken for the pod network when it is next made, unless the
-    /// settings name one.
+    /// The pod CIDRs that the kubelet gave this node: new pods get addresses of them, unless the settings name a network.
+    /// Pods that have an address keep it.
     pub async fn set_pod_cidrs(&self, subnets: Vec<Subnet>) -> Result<(), NetworkError> {
         self.run(move |worker| {
             worker.set_pod_cidrs(subnets);

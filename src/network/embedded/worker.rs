@@ -22,7 +22,7 @@ const DEFAULT_MTU: u32 = 1500;
 /// Both sockets, opened by the network thread itself.
 pub(super) struct Sockets {
     pub(super) route: Socket,
-    filter: Socket,
+    pub(super) filter: Socket,
 }
 
 /// State of the embedded network; what is on disk and in the kernel is the truth.
@@ -30,7 +30,7 @@ pub struct Worker {
     config: EmbeddedConfig,
     pod_cidrs: Vec<Subnet>,
     file: LayoutFile,
-    layout: Option<Layout>,
+    pub(super) layout: Option<Layout>,
     pub(super) leases: Leases,
     pub(super) departures: Departures,
     sockets: Option<Sockets>,
@@ -242,7 +242,10 @@ impl Worker {
         let (name, _) = self.names();
         let found = link::find(&mut self.sockets()?.route, &name).map_err(kernel("find link", &name))?;
         let (bridge, layout) = match (found, self.layout.clone()) {
-            (Some(bridge), Some(layout)) if is_ours(&bridge, &layout) => (bridge, layout),
+            (Some(bridge), Some(layout)) if is_ours(&bridge, &layout) => {
+                let layout = self.renumbered(&bridge, layout)?;
+                (bridge, layout)
+            }
             (Some(_), _) => return Err(kernel("use bridge", name)(io::ErrorKind::AlreadyExists.into())),
             (None, Some(layout)) if !self.leases.is_empty() => (self.create_bridge(&layout)?, layout),
             (None, _) => {
@@ -256,7 +259,8 @@ impl Worker {
         if !table::exists(filter, &layout.table).map_err(kernel("ask for table", &layout.table))? {
             let entries = entries(self.staying());
             let filter = &mut self.sockets()?.filter;
-            table::create(filter, &layout.table, &layout.bridge, &layout.subnets)
+            let subnets: Vec<Subnet> = layout.all().copied().collect();
+            table::create(filter, &layout.table, &layout.bridge, &subnets)
                 .map_err(kernel("create table", &layout.table))?;
             hostports::insert(filter, &layout.table, &entries)
                 .map_err(kernel("insert host ports in", &layout.table))?;
@@ -271,12 +275,31 @@ impl Worker {
         let subnets = self
             .config
             .choose(&self.pod_cidrs, &routes.used, self.layout.as_ref())?;
-        let layout = Layout { bridge, table, subnets };
+        let layout = Layout {
+            bridge,
+            table,
+            subnets,
+            retired: Vec::new(),
+            unsettled: false,
+        };
         if self.layout.as_ref() != Some(&layout) {
-            self.file.write(&layout)?;
-            self.layout = Some(layout.clone());
+            self.record(&layout)?;
         }
         Ok(layout)
+    }
+
+    pub(super) fn record(&mut self, layout: &Layout) -> Result<(), NetworkError> {
+        self.file.write(layout)?;
+        self.layout = Some(layout.clone());
+        Ok(())
+    }
+
+    /// The networks that new pods are to get; empty where that is for this instance to choose.
+    pub(super) fn wanted(&self) -> Vec<Subnet> {
+        match self.config.subnets.is_empty() {
+            true => self.pod_cidrs.clone(),
+            false => Vec::new(),
+        }
     }
 
     fn create_bridge(&mut self, layout: &Layout) -> Result<Link, NetworkError> {
@@ -290,7 +313,7 @@ impl Worker {
                 .mtu
                 .unwrap_or(DEFAULT_MTU),
             address: hardware_address(layout.subnets[0].gateway()),
-            ipv6: layout.subnets.iter().any(|subnet| !subnet.is_ipv4()),
+            ipv6: layout.all().any(|subnet| !subnet.is_ipv4()),
         };
         let link = link::create_bridge(route, &bridge).map_err(kernel("create bridge", name))?;
         if let Err(error) = self.set_up(&link, layout) {
@@ -301,7 +324,7 @@ impl Worker {
         Ok(link)
     }
 
-    fn set_up(&mut self, bridge: &Link, layout: &Layout) -> Result<(), NetworkError> {
+    pub(super) fn set_up(&mut self, bridge: &Link, layout: &Layout) -> Result<(), NetworkError> {
         let veths: BTreeSet<String> = self
             .leases
             .iter()
@@ -311,13 +334,12 @@ impl Worker {
         sysctl::quiet_v6(name).map_err(kernel("set up IPv6 of", name))?;
         sysctl::forward_v4()?;
         sysctl::set(&["ipv4", "conf", name, "route_localnet"], "1")?;
-        if layout.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
+        if layout.all().any(|subnet| !subnet.is_ipv4()) {
             sysctl::forward_v6()?;
         }
         let route = &mut self.sockets()?.route;
         let addresses = layout
-            .subnets
-            .iter()
+            .all()
             .map(|subnet| link::address(bridge.index, subnet.gateway(), subnet));
         route
             .send(&mut addresses.collect::<Vec<_>>())
