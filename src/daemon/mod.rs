@@ -113,7 +113,11 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         runtime_handlers: vec![String::new()],
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
-    let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
+    let streaming = Arc::new(
+        Server::listen(&config.streaming)
+            .await
+            .map_err(DaemonError::Streaming)?,
+    );
     images.settle().await.map_err(DaemonError::Images)?;
     Ok(Rooms {
         sandboxes,
@@ -180,6 +184,8 @@ fn settings(config: &Config) -> String {
         "cniBinDirs": config.cni_bin_dirs,
         "bridge": config.bridge,
         "logLineMaxBytes": config.log_line_max_bytes,
+        "streamingAddress": config.streaming.address,
+        "streamingTls": config.streaming.tls.is_some(),
     })
     .to_string()
 }

@@ -20,18 +20,15 @@ use super::offer::Dial;
 use super::spdy::{Session, Stream};
 use crate::model::chain;
 
-/// How long a stream waits for the other of its pair.
-const PAIR_WAIT: Duration = Duration::from_secs(30);
-
 /// How long what a client sent before it left may take to reach the pod.
 const LAST_BYTES: Duration = Duration::from_secs(30);
 
-/// Serves a client until it leaves.
-pub async fn serve(session: Session, dial: Arc<dyn Dial>) {
+/// Serves a client until it leaves. A stream waits for the other of its pair for `creation`.
+pub async fn serve(session: Session, dial: Arc<dyn Dial>, creation: Duration) {
     let Session { link, mut streams } = session;
     let mut halves: HashMap<String, Half> = HashMap::new();
     let mut connections = JoinSet::new();
-    let mut sweep = tokio::time::interval(PAIR_WAIT / 4);
+    let mut sweep = tokio::time::interval(creation / 4);
     loop {
         tokio::select! {
             stream = streams.recv() => {
@@ -42,7 +39,7 @@ pub async fn serve(session: Session, dial: Arc<dyn Dial>) {
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             _ = sweep.tick() => {
-                for (_, half) in halves.extract_if(|_, half| half.since.elapsed() > PAIR_WAIT) {
+                for (_, half) in halves.extract_if(|_, half| half.since.elapsed() > creation) {
                     half.stream.writer.reset().await;
                 }
             }

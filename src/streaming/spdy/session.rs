@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::SpdyError;
 use super::frame::{self, Control, HEAD, Head};
 use super::headers::{Headers, Packer, Unpacker};
-use crate::streaming::channel::{CHUNK, Feed, IDLE, Link, Outgoing, Reader, Writer, inbound};
+use crate::streaming::channel::{CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame};
 
 /// The most streams that are open at a time.
 const MAX_STREAMS: usize = 2048;
@@ -31,10 +32,10 @@ pub struct Stream {
     pub writer: Writer,
 }
 
-/// Serves SPDY on `io`.
-pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T) -> Session {
+/// Serves SPDY on `io`, which ends when nothing moves on it for `idle`.
+pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, idle: Duration) -> Session {
     let (read, write) = tokio::io::split(io);
-    let (link, outgoing) = Link::new();
+    let (link, outgoing) = Link::new(idle);
     let open = Arc::new(Open::default());
     let (offer, streams) = mpsc::channel(16);
     let reading = Reading {
@@ -125,13 +126,13 @@ impl Reading {
         let link = self.link.clone();
         let ended = tokio::select! {
             ended = self.read(BufReader::with_capacity(16 << 10, read)) => ended,
-            () = link.activity.idle(IDLE) => Ok(()),
+            () = link.activity.idle(link.idle) => Ok(()),
             () = link.gone.cancelled() => Ok(()),
         };
         if let Err(error) = ended {
             tracing::debug!(error = %crate::model::chain(&error), "a SPDY connection ends");
             if !matches!(error, SpdyError::Io { .. }) {
-                let _ = link.queue.try_send(Outgoing::Close { protocol_error: true });
+                link.fail(Ending::Protocol);
             }
         }
         // Whoever still reads a stream sees its reset, and whoever writes sees that the client is gone.
@@ -262,7 +263,9 @@ async fn write_all<T: AsyncWrite>(
     link: Link,
 ) {
     // The writer must not keep its own queue open.
-    let Link { gone, activity, .. } = link;
+    let Link {
+        gone, activity, idle, ..
+    } = link;
     let mut packer = Packer::default();
     let mut last = 0;
     while let Some(outgoing) = outgoing.recv().await {
@@ -286,18 +289,18 @@ async fn write_all<T: AsyncWrite>(
                 (frame::reset(stream, refused), Bytes::new())
             }
             Outgoing::Pong { id } => (frame::ping(id), Bytes::new()),
-            Outgoing::Close { protocol_error } => {
-                let _ = write.write_all(&frame::go_away(last, protocol_error)).await;
-                let _ = write.shutdown().await;
+            Outgoing::Close { ending } => {
+                let frame = frame::go_away(last, ending != Ending::Normal);
+                let closing = async {
+                    write.write_all(&frame).await?;
+                    write.shutdown().await
+                };
+                let _ = tokio::time::timeout(last_frame(ending, idle), closing).await;
                 return;
             }
         };
         let mut frame = Bytes::from(head).chain(bytes);
-        let written = tokio::select! {
-            written = write.write_all_buf(&mut frame) => written,
-            () = gone.cancelled() => break,
-        };
-        if written.is_err() {
+        if !delivered(write.write_all_buf(&mut frame), &gone, idle).await {
             break;
         }
         activity.touch();
@@ -307,8 +310,6 @@ async fn write_all<T: AsyncWrite>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::io::DuplexStream;
 
     use super::*;
@@ -330,7 +331,8 @@ mod tests {
                 &Headers::from([("streamtype", "data")]),
                 false,
                 &mut self.packer,
-            );
+            )
+            .unwrap();
             self.send(&frame).await;
         }
 
@@ -357,7 +359,7 @@ mod tests {
                 io: theirs,
                 packer: Packer::default(),
             },
-            start(ours),
+            start(ours, Duration::from_secs(3600)),
         )
     }
 
