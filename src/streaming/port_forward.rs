@@ -122,13 +122,21 @@ fn read(stream: &Stream) -> Option<(String, bool, u16)> {
 
 async fn forward(pair: Pair, dial: Arc<dyn Dial>) {
     let Pair { data, error, port } = pair;
-    connect(&*dial, port, data.reader, &data.writer, &error.writer).await;
+    connect(&*dial, port, data.reader, &data.writer, &error.writer, Ends::Alone).await;
+}
+
+/// Whether the client can tell the end of one direction from the end of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    Alone,
+    /// It can neither say nor be told: once the pod has ended its direction, all that is left is to close.
+    Together,
 }
 
 /// Connects to `port` and moves bytes both ways; a failure is told on `error`, and both streams end.
-pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer, error: &Writer) {
+pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer, error: &Writer, ends: Ends) {
     match dial.dial(port).await {
-        Ok(connection) => relay(connection, reader, writer).await,
+        Ok(connection) => relay(connection, reader, writer, ends).await,
         // Accepted, and reset before we saw it. To the client a text on the error stream would be the end of all its
         // connections; this is the end of one.
         Err(cause) if is_reset(&*cause) => writer.reset().await,
@@ -170,7 +178,7 @@ enum Down {
     Refused,
 }
 
-async fn relay(mut connection: TcpStream, mut reader: Reader, writer: &Writer) {
+async fn relay(mut connection: TcpStream, mut reader: Reader, writer: &Writer, ends: Ends) {
     let (mut from_pod, mut to_pod) = connection.split();
     let (up, down) = {
         let mut up = pin!(async {
@@ -222,9 +230,9 @@ async fn relay(mut connection: TcpStream, mut reader: Reader, writer: &Writer) {
                     if reset { break }
                 }
                 over = &mut down, if down_over.is_none() => {
-                    let reset = over == Down::Reset;
+                    let all = over == Down::Reset || ends == Ends::Together;
                     down_over = Some(over);
-                    if reset { break }
+                    if all { break }
                 }
                 () = &mut last_bytes => break,
             }

@@ -12,7 +12,7 @@ use super::Timeouts;
 use super::channel::{Link, Reader, Writer};
 use super::command::{self, Client};
 use super::offer::{Command, Dial, Wants};
-use super::port_forward;
+use super::port_forward::{self, Ends};
 use super::protocol::Version;
 use super::spdy::{self, Session};
 use super::websocket::{self, Coding};
@@ -168,7 +168,7 @@ async fn forward_channels(link: Link, channels: Vec<(Reader, Writer)>, ports: Ve
         let named = Bytes::copy_from_slice(&port.to_le_bytes());
         let _ = data.data(named.clone()).await;
         let _ = error.data(named).await;
-        connections.push(async move { port_forward::connect(dial, port, reader, &data, &error).await });
+        connections.push(async move { port_forward::connect(dial, port, reader, &data, &error, Ends::Together).await });
     }
     futures_util::future::join_all(connections).await;
     link.close().await;

@@ -6,3 +6,7 @@ mod limits;
 mod node;
 mod port_forward;
 mod registry;
+mod stalled;
+mod tls;
+mod websocket;
+mod wire;
