@@ -284,6 +284,17 @@ pub fn last_frame(ending: Ending, idle: Duration) -> Duration {
     }
 }
 
+/// The next to be sent; none once all was, or the client is gone: whoever still holds the other end of the queue then
+/// must not keep the connection open.
+pub async fn next_outgoing(outgoing: &mut mpsc::Receiver<Outgoing>, gone: &CancellationToken) -> Option<Outgoing> {
+    tokio::select! {
+        // What was queued before, such as why the client is gone, comes first.
+        biased;
+        next = outgoing.recv() => next,
+        () = gone.cancelled() => None,
+    }
+}
+
 /// Sends by way of `send`, which returns once the connection has taken everything. False if it did not: it failed, the
 /// client is gone, or it took nothing for too long.
 pub async fn delivered<E>(send: impl Future<Output = Result<(), E>>, gone: &CancellationToken, idle: Duration) -> bool {

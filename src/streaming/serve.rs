@@ -44,7 +44,8 @@ pub enum Serve {
 }
 
 impl Serve {
-    pub async fn run(self, io: TokioIo<Upgraded>, timeouts: Timeouts) {
+    /// Serves until everything is over; `place` is given back as soon as the client is gone, which may be earlier.
+    pub async fn run(self, io: TokioIo<Upgraded>, timeouts: Timeouts, place: impl Send + 'static) {
         let Timeouts { idle, creation } = timeouts;
         match self {
             Self::SpdyCommand {
@@ -52,15 +53,22 @@ impl Serve {
                 command,
                 version,
             } => {
-                if let Some(client) = spdy_client(spdy::start(io, idle), wants, version, creation).await {
+                let session = spdy::start(io, idle);
+                keep(place, &session.link);
+                if let Some(client) = spdy_client(session, wants, version, creation).await {
                     command::serve(command, client).await;
                 }
             }
-            Self::SpdyPortForward { dial } => port_forward::serve(spdy::start(io, idle), dial, creation).await,
+            Self::SpdyPortForward { dial } => {
+                let session = spdy::start(io, idle);
+                keep(place, &session.link);
+                port_forward::serve(session, dial, creation).await;
+            }
             Self::Tunnel { dial } => {
                 let socket = websocket::accept(io).await;
-                let io = websocket::tunnel(socket, idle);
-                port_forward::serve(spdy::start(io, idle), dial, creation).await;
+                let session = spdy::start(websocket::tunnel(socket, idle), idle);
+                keep(place, &session.link);
+                port_forward::serve(session, dial, creation).await;
             }
             Self::WebSocketCommand {
                 wants,
@@ -73,6 +81,7 @@ impl Serve {
                     ends: version >= Version::V5,
                 };
                 let (link, channels) = websocket::start(websocket::accept(io).await, 5, coding, idle);
+                keep(place, &link);
                 if let Some(client) = websocket_client(link, channels, wants, version).await {
                     command::serve(command, client).await;
                 }
@@ -81,10 +90,20 @@ impl Serve {
                 let coding = Coding { base64, ends: false };
                 let count = 2 * ports.len() as u8;
                 let (link, channels) = websocket::start(websocket::accept(io).await, count, coding, idle);
+                keep(place, &link);
                 forward_channels(link, channels, ports, &*dial).await;
             }
         }
     }
+}
+
+/// Holds `place` until the client is gone. A command may outlive its client.
+fn keep(place: impl Send + 'static, link: &Link) {
+    let gone = link.gone.clone();
+    tokio::spawn(async move {
+        gone.cancelled().await;
+        drop(place);
+    });
 }
 
 /// Waits until the client has opened the streams that the request asked for.

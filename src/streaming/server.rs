@@ -219,19 +219,16 @@ fn answer(mut request: Request<Incoming>, shared: &Shared, place: &Place) -> Res
     match prepare(&request, &shared.tokens) {
         Ok((response, serve)) => {
             let (place, timeouts) = (place.clone(), shared.timeouts);
-            tokio::spawn(async move {
-                run(upgrade, serve, timeouts).await;
-                drop((session, place));
-            });
+            tokio::spawn(run(upgrade, serve, timeouts, (session, place)));
             response
         }
         Err(refusal) => refusal,
     }
 }
 
-async fn run(upgrade: OnUpgrade, serve: Serve, timeouts: Timeouts) {
+async fn run(upgrade: OnUpgrade, serve: Serve, timeouts: Timeouts, place: (OwnedSemaphorePermit, Place)) {
     match upgrade.await {
-        Ok(upgraded) => serve.run(TokioIo::new(upgraded), timeouts).await,
+        Ok(upgraded) => serve.run(TokioIo::new(upgraded), timeouts, place).await,
         Err(error) => tracing::debug!(%error, "a streaming client left before its upgrade"),
     }
 }

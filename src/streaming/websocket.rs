@@ -16,7 +16,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::channel::{CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame, linger};
+use super::channel::{
+    CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame, linger, next_outgoing,
+};
 
 /// The largest message that is taken, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
@@ -156,11 +158,16 @@ async fn write_all<T>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    // The writer must not keep its own queue open.
     let Link {
-        gone, activity, idle, ..
+        queue,
+        gone,
+        activity,
+        idle,
+        ..
     } = link;
-    while let Some(outgoing) = outgoing.recv().await {
+    // The writer must not keep its own queue open.
+    drop(queue);
+    while let Some(outgoing) = next_outgoing(&mut outgoing, &gone).await {
         let message = match outgoing {
             Outgoing::Data { stream, bytes } => encode(stream, &bytes, coding),
             Outgoing::Close { ending } => {

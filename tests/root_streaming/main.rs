@@ -6,6 +6,7 @@ mod limits;
 mod node;
 mod port_forward;
 mod registry;
+mod spdy;
 mod stalled;
 mod tls;
 mod websocket;

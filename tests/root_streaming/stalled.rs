@@ -37,23 +37,22 @@ fn stays_below(node: &Node, limit_kib: u64) {
 
 #[test]
 fn a_gigabyte_for_clients_that_never_read_stays_where_it_is() {
-    const CLIENTS: u64 = 10;
+    const CLIENTS: usize = 8;
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
     let before = node.resident_kib();
-    let command = ["sh", "-c", GIGABYTE];
-    let spdy: Vec<Spdy> = (0..CLIENTS)
-        .map(|_| Spdy::open(&node.exec_url(&container, &command, |_| {}), &["error", "stdout"]))
+    let gigabyte = ["sh", "-c", GIGABYTE];
+    let more = ["head", "-c", "33554432", "/dev/zero"];
+    // One of each kind has a gigabyte coming, the others more than may wait.
+    let commands = || std::iter::once(&gigabyte[..]).chain(std::iter::repeat_n(&more[..], CLIENTS - 1));
+    let spdy: Vec<Spdy> = commands()
+        .map(|command| Spdy::open(&node.exec_url(&container, command, |_| {}), &["error", "stdout"]))
         .collect();
-    let websocket: Vec<WebSocket> = (0..CLIENTS)
-        .map(|_| {
-            node.wait(WebSocket::open(
-                &node.exec_url(&container, &command, |_| {}),
-                "v5.channel.k8s.io",
-            ))
-        })
+    let websocket: Vec<WebSocket> = commands()
+        .map(|command| node.exec_url(&container, command, |_| {}))
+        .map(|url| node.wait(WebSocket::open(&url, "v5.channel.k8s.io")))
         .collect();
-    stays_below(&node, before + 2 * CLIENTS * SESSION_KIB + SLACK_KIB);
+    stays_below(&node, before + 2 * CLIENTS as u64 * SESSION_KIB + SLACK_KIB);
     assert!(!done(&node, &container), "the commands wait for their clients");
     drop((spdy, websocket));
     // Without a client the output has nowhere to go, and the commands run to their ends.

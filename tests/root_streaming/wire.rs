@@ -43,15 +43,17 @@ pub fn request(url: &str, headers: &[(&str, &str)]) -> (String, TcpStream) {
     (String::from_utf8(answer).unwrap(), connection)
 }
 
-/// As [`request`], for SPDY; gives the status line.
+/// As [`request`], for SPDY in the newest version; gives the status line.
 pub fn upgrade(url: &str) -> (String, TcpStream) {
-    let headers = [
-        ("Connection", "Upgrade"),
-        ("Upgrade", "SPDY/3.1"),
-        ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
-    ];
-    let (head, connection) = request(url, &headers);
+    let (head, connection) = upgrade_as(url, "v4.channel.k8s.io");
     (head.lines().next().unwrap().to_owned(), connection)
+}
+
+/// As [`request`], for SPDY in this version; none is named if it is empty.
+fn upgrade_as(url: &str, version: &str) -> (String, TcpStream) {
+    let named = ("X-Stream-Protocol-Version", version);
+    let headers = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), named];
+    request(url, &headers[..if version.is_empty() { 2 } else { 3 }])
 }
 
 /// As [`request`], for WebSocket with this protocol; an upgrade that is granted.
@@ -77,8 +79,16 @@ pub struct Spdy {
 
 impl Spdy {
     pub fn open(url: &str, streams: &[&str]) -> Self {
-        let (status, mut connection) = upgrade(url);
-        assert!(status.contains("101"), "{status}");
+        Self::open_as(url, "v4.channel.k8s.io", streams)
+    }
+
+    pub fn open_as(url: &str, version: &str, streams: &[&str]) -> Self {
+        let (head, mut connection) = upgrade_as(url, version);
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        let chosen = head
+            .lines()
+            .find_map(|line| line.strip_prefix("x-stream-protocol-version: "));
+        assert_eq!(chosen.unwrap_or_default(), version);
         let mut packer = Packer::default();
         for (number, name) in (0..).zip(streams) {
             let headers = Headers::from([("streamtype", *name)]);
@@ -100,6 +110,17 @@ impl Spdy {
             .write_all(&frame::data(stream, fin, bytes.len()))
             .unwrap();
         self.connection.write_all(bytes).unwrap();
+    }
+
+    /// What comes on the first four streams until the connection ends.
+    pub fn rest(&mut self) -> [String; 4] {
+        let mut texts = [const { String::new() }; 4];
+        while let Some((head, payload)) = self.frame() {
+            if let Head::Data { stream, .. } = head {
+                texts[stream as usize / 2] += &String::from_utf8(payload).expect("text");
+            }
+        }
+        texts
     }
 
     /// The next frame, none at the end of the connection.

@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::SpdyError;
 use super::frame::{self, Control, HEAD, Head};
 use super::headers::{Headers, Packer, Unpacker};
-use crate::streaming::channel::{CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame};
+use crate::streaming::channel::{
+    CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame, next_outgoing,
+};
 
 /// The most streams that are open at a time.
 const MAX_STREAMS: usize = 2048;
@@ -262,13 +264,18 @@ async fn write_all<T: AsyncWrite>(
     open: Arc<Open>,
     link: Link,
 ) {
-    // The writer must not keep its own queue open.
     let Link {
-        gone, activity, idle, ..
+        queue,
+        gone,
+        activity,
+        idle,
+        ..
     } = link;
+    // The writer must not keep its own queue open.
+    drop(queue);
     let mut packer = Packer::default();
     let mut last = 0;
-    while let Some(outgoing) = outgoing.recv().await {
+    while let Some(outgoing) = next_outgoing(&mut outgoing, &gone).await {
         let (head, bytes) = match outgoing {
             Outgoing::Data { stream, bytes } if open.can_send(stream) => {
                 (frame::data(stream, false, bytes.len()).to_vec(), bytes)
@@ -310,6 +317,8 @@ async fn write_all<T: AsyncWrite>(
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
     use tokio::io::DuplexStream;
 
     use super::*;
@@ -441,6 +450,80 @@ mod tests {
         client.send(&[0x80, 3, 0, 1, 0, 0, 0, 12]).await;
         client.send(&[1; 12]).await;
         session.link.gone.cancelled().await;
+    }
+
+    /// What a client might send, with a few bytes changed, left out or put in.
+    fn damaged_talk(random: &mut StdRng) -> Vec<u8> {
+        let mut packer = Packer::default();
+        let mut talk = Vec::new();
+        for number in 0..random.random_range(1..20u32) {
+            let stream = 2 * random.random_range(0..=number) + 1;
+            let length = random.random_range(0..3000);
+            match random.random_range(0..8) {
+                0..3 => {
+                    let id = number.to_string();
+                    let headers = Headers::from([("streamtype", "data"), ("port", "80"), ("requestid", id.as_str())]);
+                    talk.extend(frame::open(2 * number + 1, &headers, length % 5 == 0, &mut packer).unwrap());
+                }
+                3..6 => {
+                    talk.extend(frame::data(stream, length % 5 == 0, length));
+                    talk.extend(vec![7; length]);
+                }
+                6 => talk.extend(frame::reset(stream, false)),
+                _ => talk.extend(frame::ping(random.random())),
+            }
+        }
+        for _ in 0..random.random_range(0..4) {
+            let at = random.random_range(0..talk.len());
+            match random.random_range(0..3) {
+                0 => talk[at] = random.random(),
+                1 => talk.truncate(at.max(1)),
+                _ => talk.insert(at, random.random()),
+            }
+        }
+        talk
+    }
+
+    /// Accepts every stream, takes what comes on it, and sends as much back.
+    async fn echo_all(mut session: Session) {
+        let mut echoes = tokio::task::JoinSet::new();
+        while let Some(mut stream) = session.streams.recv().await {
+            echoes.spawn(async move {
+                stream.writer.accept().await;
+                while let Some(bytes) = stream.reader.data().await {
+                    if stream.writer.data(bytes).await.is_err() {
+                        return;
+                    }
+                }
+                stream.writer.end().await;
+            });
+        }
+        while let Some(echo) = echoes.join_next().await {
+            echo.expect("no panic");
+        }
+        session.link.close().await;
+    }
+
+    #[tokio::test]
+    async fn whatever_a_client_sends_its_connection_ends_with_it() {
+        for seed in 0..500 {
+            let talk = damaged_talk(&mut StdRng::seed_from_u64(seed));
+            let (ours, theirs) = tokio::io::duplex(4096);
+            let served = tokio::spawn(echo_all(start(ours, Duration::from_secs(3600))));
+            let (mut read, mut write) = tokio::io::split(theirs);
+            let said = async {
+                // It may be cut off in the middle.
+                let _ = write.write_all(&talk).await;
+                let _ = write.shutdown().await;
+            };
+            let mut heard = tokio::io::sink();
+            let both = async { tokio::join!(said, tokio::io::copy(&mut read, &mut heard)) };
+            let ended = tokio::time::timeout(Duration::from_secs(60), both).await;
+            assert!(ended.is_ok(), "seed {seed}: the connection stays");
+            drop((read, write));
+            let ended = tokio::time::timeout(Duration::from_secs(60), served).await;
+            assert!(matches!(ended, Ok(Ok(()))), "seed {seed}: {ended:?}");
+        }
     }
 
     #[tokio::test]
