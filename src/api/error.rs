@@ -124,8 +124,8 @@ impl ToCode for StatsError {
 impl ToCode for StreamingError {
     fn code(&self) -> Code {
         match self {
-            Self::Listen { .. } => Code::Internal,
-            Self::TooManyTokens { .. } => Code::ResourceExhausted,
+            Self::Listen { .. } | Self::Tls(_) => Code::Internal,
+            Self::TooManySessions { .. } | Self::TooManyTokens { .. } => Code::ResourceExhausted,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! Settings: a raw file and flags become validated settings; all mistakes are told at once.
 
-use std::net::SocketAddr;
+mod streaming;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+
+pub use streaming::{RawStreaming, Streaming, TlsFiles};
 
 /// Which network gives pods their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -41,6 +44,7 @@ pub struct Raw {
     pub image: RawImage,
     pub network: RawNetwork,
     pub container: RawContainer,
+    pub streaming: RawStreaming,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -103,6 +107,24 @@ idle_seconds = 30
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+
+[streaming]
+# Where exec, attach and port-forward are served: an IP address and a port; 0 is any port that is free. A kubelet on this
+# node is all that must reach it.
+address = "127.0.0.1:0"
+# The host in the URLs that clients get; without this key the address, or loopback where that means any.
+# url_host = "node.example"
+# A session on which nothing moves ends after this long.
+idle_timeout_seconds = 14400
+# How long a client may take for its request, and then to open its streams.
+creation_timeout_seconds = 30
+# How long a URL, which serves once, waits for its client.
+url_lifetime_seconds = 60
+# The most sessions at a time, and the most URLs that wait.
+max_sessions = 1000
+# TLS 1.2 or 1.3 by these PEM files, both or none; read again when they change.
+# tls_cert = "/etc/crisp/streaming.crt"
+# tls_key = "/etc/crisp/streaming.key"
 "#;
 
 /// Flags that win over the file.
@@ -137,8 +159,7 @@ pub struct Config {
     pub network_idle: Duration,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
-    /// Where exec, attach and port-forward are served.
-    pub streaming: SocketAddr,
+    pub streaming: Streaming,
 }
 
 /// Reads `file`, or nothing if it is absent and was not asked for by name.
@@ -182,6 +203,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .unwrap_or_else(|| "/run/crisp".into());
     let instance = dir.as_deref().map(instance_of).unwrap_or_default();
     let own_socket = dir.is_some().then(|| run.join("crisp.sock"));
+    let mut mistakes = Vec::new();
     let config = Config {
         socket: flags
             .socket
@@ -229,9 +251,8 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
-        streaming: SocketAddr::from(([127, 0, 0, 1], 0)),
+        streaming: streaming::validate(raw.streaming, &mut mistakes),
     };
-    let mut mistakes = Vec::new();
     for (key, path) in [
         ("root", &config.root),
         ("run", &config.run),

@@ -117,7 +117,11 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         runtime_handlers: vec![String::new()],
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
-    let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
+    let streaming = Arc::new(
+        Server::listen(&config.streaming)
+            .await
+            .map_err(DaemonError::Streaming)?,
+    );
     images.settle().await.map_err(DaemonError::Images)?;
     let rooms = Rooms {
         sandboxes,
@@ -187,6 +191,8 @@ fn settings(config: &Config) -> String {
         "cniBinDirs": config.cni_bin_dirs,
         "bridge": config.bridge,
         "logLineMaxBytes": config.log_line_max_bytes,
+        "streamingAddress": config.streaming.address,
+        "streamingTls": config.streaming.tls.is_some(),
     })
     .to_string()
 }
