@@ -79,7 +79,6 @@ impl Sandbox {
         change(&mut status);
         status.clone()
     }
-
 }
 
 /// What sandboxes are made of and kept in.
