@@ -23,7 +23,10 @@ pub fn subscribe(rooms: Rooms) -> Answers {
     // First: what happens while the listener looks around is told as an event.
     let subscriber = rooms.events.subscribe();
     let listener = Listener {
-        knows: everything(&rooms).into_iter().map(|now| (now.id, now.sandbox_id)).collect(),
+        knows: everything(&rooms)
+            .into_iter()
+            .map(|now| (now.id, now.sandbox_id))
+            .collect(),
         rooms,
         subscriber,
         missed: VecDeque::new(),
@@ -37,10 +40,12 @@ pub fn subscribe(rooms: Rooms) -> Answers {
 pub fn portray(rooms: &Rooms) {
     // Weak: the rooms hold the events.
     let (sandboxes, containers) = (Arc::downgrade(&rooms.sandboxes), Arc::downgrade(&rooms.containers));
-    rooms.events.portray_by(move |event| match (sandboxes.upgrade(), containers.upgrade()) {
-        (Some(sandboxes), Some(containers)) => respond(&sandboxes, &containers, event),
-        _ => cri::ContainerEventResponse::default(),
-    });
+    rooms
+        .events
+        .portray_by(move |event| match (sandboxes.upgrade(), containers.upgrade()) {
+            (Some(sandboxes), Some(containers)) => respond(&sandboxes, &containers, event),
+            _ => cri::ContainerEventResponse::default(),
+        });
 }
 
 /// One subscriber.
@@ -83,7 +88,10 @@ impl Listener {
     /// Everything as it is now, after the end of what it knows of and is gone.
     fn catch_up(&self) -> VecDeque<Event> {
         let now = everything(&self.rooms);
-        tracing::info!(items = now.len(), "a subscriber of events fell behind: telling it everything anew");
+        tracing::info!(
+            items = now.len(),
+            "a subscriber of events fell behind: telling it everything anew"
+        );
         let at_ns = now_ns();
         let there: HashSet<&str> = now.iter().map(|event| event.id.as_str()).collect();
         let gone = self.knows.iter().filter(|(id, _)| !there.contains(id.as_str()));
@@ -106,7 +114,11 @@ fn everything(rooms: &Rooms) -> Vec<Event> {
     let sandboxes = rooms.sandboxes.list(|_| true);
     let containers = rooms.containers.list(|_| true);
     let of_sandbox = |sandbox: &Arc<Sandbox>| Event {
-        kind: if sandbox.is_ready() { Kind::Started } else { Kind::Stopped },
+        kind: if sandbox.is_ready() {
+            Kind::Started
+        } else {
+            Kind::Stopped
+        },
         id: sandbox.record.id.to_string(),
         sandbox_id: sandbox.record.id.clone(),
         at_ns,

@@ -159,6 +159,9 @@ impl Containers {
         undo.push("cgroup of the container", {
             let (cgroups, path) = (cgroups.clone(), record.cgroup.clone());
             move || async move {
+                fault::point("create: cgroup unmade")
+                    .await
+                    .map_err(|error| error.to_string())?;
                 let removed = blocking(move || {
                     let cgroup = Cgroup::open(&cgroups, &path)?;
                     cgroup.kill()?;

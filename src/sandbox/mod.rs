@@ -80,7 +80,6 @@ impl Sandbox {
         change(&mut status);
         status.clone()
     }
-
 }
 
 /// How long the end of the daemon may wait for the network.

@@ -163,7 +163,11 @@ impl Collector {
     }
 
     /// What the last walk found. A first walk is made here if it is short; any other goes to the background.
-    pub(super) fn read_layer(self: &Arc<Self>, layer: &Arc<Layer>, walk_until: Instant) -> Option<cri::FilesystemUsage> {
+    pub(super) fn read_layer(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        walk_until: Instant,
+    ) -> Option<cri::FilesystemUsage> {
         let (mut found, due) = layer.get();
         if due {
             let first = found.is_none() && Instant::now() < walk_until;

@@ -5,6 +5,7 @@ mod cancelled;
 #[path = "../support/daemon.rs"]
 mod daemon;
 mod daemon_dead;
+mod hangs;
 mod hostile;
 mod images;
 mod killed;
