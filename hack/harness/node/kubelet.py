@@ -31,7 +31,7 @@ def _config(directory, endpoint, cgroup_root, gates):
         "authorization": {"mode": "AlwaysAllow"},
         # Wrong on purpose: the runtime says which driver it is (KubeletCgroupDriverFromCRI), and wins.
         "cgroupDriver": "systemd", "cgroupRoot": f"/{cgroup_root}", "failCgroupV1": False, "podPidsLimit": POD_PIDS,
-        "failSwapOn": False, "protectKernelDefaults": True, "oomScoreAdj": 0, "localStorageCapacityIsolation": False,
+        "failSwapOn": False, "protectKernelDefaults": True, "oomScoreAdj": 0,
         # A full disk is nothing that this is about.
         "evictionHard": never, "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
         "syncFrequency": "5s", "crashLoopBackOff": {"maxContainerRestartPeriod": f"{RESTART_DELAY_SECONDS}s"},

@@ -92,7 +92,9 @@ class Node:
     def attempts(self, pod, container):
         """Every container of that name that the runtime still has, the oldest first, as crictl inspects it."""
         ids = self.runtime.crictl("ps", "-a", "-q", "--name", f"^{container}$", "--label", f"io.kubernetes.pod.name={pod}-{NODE}").split()
-        found = [self.runtime.crictl.json("inspect", one)["status"] for one in ids]
+        # One may be removed between the two questions.
+        told = [done.stdout for done in (self.runtime.crictl.attempt("inspect", one) for one in ids) if done.returncode == 0]
+        found = [json.loads(text)["status"] for text in told]
         return sorted(found, key=lambda status: status["metadata"].get("attempt", 0))
 
     def run(self, pod, container, script):

@@ -10,8 +10,8 @@ from harness.screen import expect, expect_equal
 _MIB = 1 << 20
 
 
-def _limits(cpu, memory, **requests):
-    limits = {"cpu": cpu, "memory": memory}
+def _limits(of_cpu, of_memory, **requests):
+    limits = {"cpu": of_cpu, "memory": of_memory}
     return {"limits": limits, "requests": requests or limits}
 
 
