@@ -94,15 +94,14 @@ class Play:
         streaming.check(node, screen)
         logs.check(node, screen)
         lifecycle.check_end(node, screen)
-        stats.check(node, screen, "by the kubelet's cAdvisor")
-        stats.check_cadvisor(node, screen)
+        stats.check(node, screen, from_runtime=False)
         screen.title("Disturbed")
         restarts.check_runtime(node, screen)
         unused = pulls.leave_unused(node)
         # The one that comes asks in the ways that are still young.
         restarts.check_kubelet(node, screen, lambda: self._start_kubelet(PodAndContainerStatsFromCRI=True, EventedPLEG=True, CRIListStreaming=True))
         pulls.check_collected(node, screen, unused)
-        stats.check(node, screen, "by the runtime")
+        stats.check(node, screen, from_runtime=True)
         network.check_cni(node, screen)
 
     # Taking it away.

@@ -2,36 +2,54 @@
 
 import json
 
-from harness.screen import eventually, expect
+from harness.screen import StepFailed, eventually, expect
+
+# Figures of a pod and of its containers that must be there, and not be 0 where marked.
+_OF_POD = ("cpu.usageCoreNanoSeconds!", "memory.workingSetBytes!", "ephemeral-storage.usedBytes!")
+# Its cAdvisor knows the networks of two other runtimes' pods alone.
+_BY_THE_RUNTIME = ("network.rxBytes", "process_stats.process_count!")
+_OF_CONTAINER = ("cpu.usageCoreNanoSeconds!", "memory.workingSetBytes!", "rootfs.usedBytes!", "rootfs.capacityBytes!", "logs.usedBytes")
 
 
-def check(node, screen, source):
-    with screen.step(f"/stats/summary ({source}): cpu, memory, network, file systems, processes of pods and containers") as step:
-        pod = eventually("full figures", lambda: _complete(node), 60)
+def _missing(what, figures, wanted):
+    for path in wanted:
+        value = figures
+        for key in path.rstrip("!").split("."):
+            value = (value or {}).get(key)
+        if value is None or path.endswith("!") and not value:
+            yield f"{path.rstrip('!')} of {what}"
+
+
+def _burstable(node, wanted):
+    """The figures of the pod called burstable, and what is missing among them."""
+    summary = json.loads(node.kubelet.get("/stats/summary"))
+    missing = list(_missing("the node", summary["node"], ("runtime.imageFs.usedBytes!", "memory.workingSetBytes!")))
+    pod = next((one for one in summary["pods"] if one["podRef"]["name"] == "burstable-node"), None)
+    if pod is None:
+        return None, ["the pod"]
+    missing += _missing("the pod", pod, wanted)
+    containers = {one["name"]: one for one in pod.get("containers", ())}
+    for name in ("one", "two"):
+        missing += _missing(name, containers.get(name), _OF_CONTAINER)
+    return pod, missing
+
+
+def check(node, screen, from_runtime):
+    more = " (by the runtime), and network and processes" if from_runtime else ""
+    wanted = _OF_POD + (_BY_THE_RUNTIME if from_runtime else ())
+    with screen.step(f"/stats/summary: cpu, memory and file systems of pods and containers{more}") as step:
+        try:
+            pod = eventually("figures", lambda: _complete(node, wanted), 30)
+        except StepFailed:
+            pod, missing = _burstable(node, wanted)
+            raise StepFailed(f"missing: {', '.join(missing)}; there is {json.dumps(pod)}") from None
         container = next(one for one in pod["containers"] if one["name"] == "one")
         step.note(f"burstable: {pod['memory']['workingSetBytes'] >> 10} KiB, {pod['cpu']['usageCoreNanoSeconds'] / 1e6:.1f} ms of CPU; "
                   f"its first container: {container['memory']['workingSetBytes'] >> 10} KiB")
         expect(container["memory"]["workingSetBytes"] <= pod["memory"]["workingSetBytes"], "a container uses more than its pod")
 
 
-def _complete(node):
-    summary = json.loads(node.kubelet.get("/stats/summary"))
-    if not summary["node"].get("runtime", {}).get("imageFs", {}).get("usedBytes"):
-        return None
-    pods = {one["podRef"]["name"].removesuffix("-node"): one for one in summary["pods"]}
-    pod = pods.get("burstable")
-    wanted = (lambda: pod["cpu"]["usageCoreNanoSeconds"] and pod["memory"]["workingSetBytes"] and pod["network"]["rxBytes"] is not None
-              and pod["process_stats"]["process_count"] and {one["name"] for one in pod["containers"]} == {"one", "two"}
-              and all(one["cpu"]["usageCoreNanoSeconds"] and one["memory"]["workingSetBytes"] and one["rootfs"]["usedBytes"]
-                      and one["logs"] for one in pod["containers"]))
-    try:
-        return pod if pod and wanted() else None
-    except KeyError:
-        return None
+def _complete(node, wanted):
+    pod, missing = _burstable(node, wanted)
+    return None if missing else pod
 
-
-def check_cadvisor(node, screen):
-    with screen.step("/metrics/cadvisor has the containers by name"):
-        eventually("container_memory_working_set_bytes of burstable/one", lambda: any(
-            line.startswith("container_memory_working_set_bytes") and 'container="one"' in line and 'pod="burstable-node"' in line
-            for line in node.kubelet.get("/metrics/cadvisor").splitlines()), 40)
