@@ -57,9 +57,6 @@ fn respond(rooms: &Rooms, event: Event) -> cri::ContainerEventResponse {
         container_event_type: kind.into(),
         created_at: event.at_ns,
         pod_sandbox_status: sandbox.map(|sandbox| to_cri::sandbox_status(&sandbox)),
-        containers_statuses: containers
-            .iter()
-            .map(|container| to_cri::container_status(container))
-            .collect(),
+        containers_statuses: to_cri::container_statuses(&containers),
     }
 }
