@@ -36,8 +36,7 @@ def _config(directory, endpoint, cgroup_root, gates):
         "evictionHard": never, "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
         "syncFrequency": "5s", "crashLoopBackOff": {"maxContainerRestartPeriod": f"{RESTART_DELAY_SECONDS}s"},
         "containerLogMaxSize": f"{LOG_MAX_KIB}Ki", "containerLogMaxFiles": 5, "containerLogMonitorInterval": "3s",
-        # From the first look on, whatever no container uses is collected; the first look is when the kubelet starts.
-        "imageGCHighThresholdPercent": 1, "imageGCLowThresholdPercent": 0, "imageMinimumGCAge": "0s",
+        "imageGCHighThresholdPercent": 100,
         "featureGates": gates, "logging": {"verbosity": 2},
     }
 

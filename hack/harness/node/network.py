@@ -50,7 +50,8 @@ def check_cni(node, screen):
     """A configuration appears while pods run: the next pod is by the plugins, those that run stay as they are."""
     with screen.step("a CNI configuration appears: the next pod is on the plugins' bridge, its host port by theirs") as step:
         before = node.kubelet.pods()["web"]["status"]["podIP"]
-        cni.write_conflist(node.runtime.directory / "cni")
+        # Away from the embedded bridge, whose pods go on.
+        cni.write_conflist(node.runtime.directory / "cni", "10.89.0.0/16")
         node.runtime.network = "cni"
         node.kubelet.put(_web("plugged", CNI_PORT))
         address = node.ready("plugged")["status"]["podIP"]

@@ -1,8 +1,8 @@
-"""Images: one that is missing, one that wants a password, and those that nobody needs."""
+"""An image that is missing at first, and wants a password."""
 
 from harness.node import registry
-from harness.node.manifest import container, image, pod
-from harness.screen import eventually, expect, expect_equal
+from harness.node.manifest import container, pod
+from harness.screen import expect
 
 
 def manifests(_node):
@@ -25,20 +25,3 @@ def check(node, screen, private):
         private.push()
         node.ready("late")
 
-
-def leave_unused(node):
-    """An image that no container uses; gives its reference."""
-    reference = image("nginx")
-    node.runtime.crictl("pull", reference)
-    return reference
-
-
-def check_collected(node, screen, reference):
-    with screen.step("the kubelet collects images that nobody uses, and no other"):
-        eventually(f"{reference} is gone", lambda: reference not in _tags(node), 30)
-        used = {image("toolbox"), image("kubia"), registry.IMAGE}
-        expect_equal("images still there", used & _tags(node), used)
-
-
-def _tags(node):
-    return {tag for one in node.runtime.crictl.json("images", "-o", "json")["images"] for tag in one["repoTags"]}
