@@ -33,7 +33,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fault", &[]),
     ("cri", &[]),
     ("config", &["model"]),
-    ("events", &["model"]),
+    ("events", &["model", "cri"]),
     ("store", &["model", "cri", "sys"]),
     ("image", &["model", "config", "sys", "undo", "fault"]),
     ("network", &["model", "config", "sys", "undo"]),

@@ -69,6 +69,7 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
     let mut info = BTreeMap::new();
     if verbose {
         let status = sandbox.status();
+        let (overhead, resources) = sandbox.resources();
         let told = serde_json::json!({
             "pid": status.pause.map(|pause| pause.pid),
             "monitorPid": status.monitor_pid,
@@ -76,6 +77,8 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
             "cgroup": sandbox.record.cgroup(),
             "runtimeHandler": sandbox.record.runtime_handler,
             "network": status.attached,
+            "overhead": to_cri::resources_json(&overhead),
+            "resources": to_cri::resources_json(&resources),
         });
         info.insert("info".to_owned(), told.to_string());
     }

@@ -130,6 +130,28 @@ pub fn container_status(container: &Container) -> cri::ContainerStatus {
     }
 }
 
+/// Limits, for a verbose status: those that are set, by the CRI's names.
+pub fn resources_json(resources: &cri::LinuxContainerResources) -> serde_json::Value {
+    let numbers = [
+        ("cpu_period", resources.cpu_period),
+        ("cpu_quota", resources.cpu_quota),
+        ("cpu_shares", resources.cpu_shares),
+        ("memory_limit_in_bytes", resources.memory_limit_in_bytes),
+        ("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes),
+    ];
+    let texts = [
+        ("cpuset_cpus", &resources.cpuset_cpus),
+        ("cpuset_mems", &resources.cpuset_mems),
+    ];
+    let numbers = numbers.iter().filter(|(_, value)| *value != 0);
+    let texts = texts.iter().filter(|(_, value)| !value.is_empty());
+    numbers
+        .map(|(name, value)| ((*name).to_owned(), (*value).into()))
+        .chain(texts.map(|(name, value)| ((*name).to_owned(), value.as_str().into())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
 /// `ContainerStatus.reason`, in the words that kubelets and users know.
 fn reason(exit: &Exit) -> String {
     match exit {

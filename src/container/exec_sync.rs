@@ -144,7 +144,7 @@ impl Containers {
         }
         let policy = spec::exec_process(container.policy()?, command, tty)?;
         let policy = self.monitor_policy(&policy)?;
-        let monitor = container.monitor()?;
+        let monitor = container.monitor().await?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let entered = blocking(move || {
