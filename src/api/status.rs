@@ -82,15 +82,14 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
         });
         info.insert("info".to_owned(), told.to_string());
     }
+    // Before the look: whatever happens from here on must count as newer.
+    let timestamp = now_ns();
     let containers = rooms.containers.of_pod(&sandbox.record.id);
     Ok(cri::PodSandboxStatusResponse {
         status: Some(to_cri::sandbox_status(&sandbox)),
         info,
-        containers_statuses: containers
-            .iter()
-            .map(|container| to_cri::container_status(container))
-            .collect(),
-        timestamp: now_ns(),
+        containers_statuses: to_cri::container_statuses(&containers),
+        timestamp,
     })
 }
 
