@@ -9,6 +9,7 @@ mod link;
 mod nft;
 mod plan;
 mod route;
+mod shape;
 mod subnet;
 mod sysctl;
 mod worker;
