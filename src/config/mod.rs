@@ -1,9 +1,16 @@
 //! Settings: a raw file and flags become validated settings; all mistakes are told at once.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+use crate::model::OciRuntime;
+
+mod runtimes;
+
+use runtimes::RawRuntime;
 
 /// Which network gives pods their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -40,6 +47,7 @@ pub struct Raw {
     pub image: RawImage,
     pub network: RawNetwork,
     pub container: RawContainer,
+    pub runtimes: BTreeMap<String, RawRuntime>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -99,6 +107,13 @@ bridge = "crisp0"
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+
+# Runtime handlers beside the built-in one, "" (libcontainer): OCI runtimes that take runc's commands and options. The name is
+# what a RuntimeClass says as its handler.
+# [runtimes.runc]
+# path = "/usr/sbin/runc"
+# What comes before the runtime's commands; --root, --log and --log-format are crispd's.
+# options = []
 "#;
 
 /// Flags that win over the file.
@@ -132,6 +147,8 @@ pub struct Config {
     pub bridge: String,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    /// The external runtimes by the names of their handlers.
+    pub runtimes: BTreeMap<String, OciRuntime>,
     /// Where exec, attach and port-forward are served.
     pub streaming: SocketAddr,
 }
@@ -164,6 +181,7 @@ fn instance_of(dir: &Path) -> String {
 
 /// Puts flags over `raw` and checks everything; every mistake is in the one error.
 pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
+    let (runtimes, mut mistakes) = runtimes::validate(raw.runtimes);
     let dir = flags.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir));
     let root = dir
         .as_ref()
@@ -223,9 +241,9 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
+        runtimes,
         streaming: SocketAddr::from(([127, 0, 0, 1], 0)),
     };
-    let mut mistakes = Vec::new();
     for (key, path) in [
         ("root", &config.root),
         ("run", &config.run),

@@ -6,6 +6,7 @@ mod error;
 mod exec;
 mod exec_sync;
 mod exited;
+mod external;
 mod list;
 mod log;
 mod mounts;
@@ -36,6 +37,7 @@ pub use state::State;
 
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::image::{Images, Lease};
 use crate::model::{ContainerId, SandboxId, chain};
 use crate::monitor::client::Client;
@@ -119,6 +121,7 @@ pub struct Parts {
     pub cgroups: Arc<Hierarchy>,
     pub events: Events,
     pub host: Arc<spec::HostFacts>,
+    pub handlers: Arc<Handlers>,
     pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,

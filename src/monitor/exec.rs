@@ -53,6 +53,9 @@ impl Monitor {
                 format!("container {} is not running", call.container_id),
             ));
         };
+        if let Some(external) = call.external {
+            return self.exec_external((call.exec_id, call.container_id, call.tty), external, sent, reply);
+        }
         // The container's process is not reaped yet, so its pid is its own.
         let mut kinds = vec![
             Namespace::Pid,
@@ -96,13 +99,19 @@ impl Monitor {
         };
         drop((outfit, joining));
 
+        self.expect_exec(call.exec_id, call.container_id, Birth::new(ours, maker, reply))
+            .map_err(failed)
+    }
+
+    /// Listens to the birth of an exec.
+    pub fn expect_exec(&mut self, exec_id: u64, container_id: String, birth: Birth) -> io::Result<()> {
         let key = self.new_key();
-        self.wire.listen_to_birth(&ours, key).map_err(failed)?;
+        self.wire.listen_to_birth(&birth.line, key)?;
         self.execs.push(Running {
             key,
-            exec_id: call.exec_id,
-            container_id: call.container_id,
-            birth: Some(Birth::new(ours, maker, reply)),
+            exec_id,
+            container_id,
+            birth: Some(birth),
             process: None,
             pidfd: None,
         });

@@ -29,6 +29,7 @@ use crate::container::spec::HostFacts;
 use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::model::{SandboxId, chain};
 use crate::monitor::Launcher;
 use crate::monitor::client::Client;
@@ -98,8 +99,7 @@ pub struct Parts {
     /// The parent of the cgroups of pods that name none.
     pub cgroup_parent: String,
     pub boot_id: String,
-    /// The names of the configured runtime handlers; `""` is always one.
-    pub runtime_handlers: Vec<String>,
+    pub handlers: Arc<Handlers>,
 }
 
 /// All sandboxes.

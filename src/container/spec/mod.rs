@@ -14,6 +14,7 @@ use oci_spec::runtime::{
 
 use crate::cri;
 
+pub mod bundle;
 pub mod devices;
 pub mod error;
 pub mod host;
