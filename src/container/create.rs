@@ -125,7 +125,7 @@ impl Containers {
                     .map_err(|error| chain(&error))
             }
         });
-        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
+        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
         fault::point("create: described").await?;
         self.check_features(&pod, &built)?;
         for capability in &built.capabilities_cut {
@@ -276,6 +276,7 @@ impl Containers {
         pod: &Pod,
         config: &cri::ContainerConfig,
         image: &Arc<Image>,
+        external: bool,
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
         let (id, pod, config, image) = (id.clone(), pod.record.clone(), config.clone(), image.clone());
@@ -299,6 +300,7 @@ impl Containers {
                     user: None,
                 },
                 cgroup_mounts: &cgroup_mounts,
+                external,
                 devices: &devices,
                 host: &this.parts.host,
             })?;

@@ -185,6 +185,7 @@ impl Containers {
             Some(runtime) => {
                 let run = self.external_run(runtime, &container.record)?;
                 let process = self.external_process(&policy)?;
+                request.policy.oom_score_adj = Some(policy.oom_score_adj);
                 monitor.exec_external(run, request, process, in_v2, fds).await
             }
         };

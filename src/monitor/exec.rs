@@ -37,9 +37,8 @@ impl Running {
 
 impl Monitor {
     /// Starts a process. It is answered when its program executes.
-    pub fn exec(&mut self, call: Exec, mut sent: Sent, reply: ReplyTo) -> Outcome {
+    pub fn exec(&mut self, mut call: Exec, mut sent: Sent, reply: ReplyTo) -> Outcome {
         let failed = |e: io::Error| failure(FailureKind::Failed, format!("start a process: {e}"));
-        let call_policy = call.policy.ok_or_else(|| failure(FailureKind::Invalid, "no policy"))?;
         if self.execs.iter().any(|exec| exec.exec_id == call.exec_id) {
             return Err(failure(
                 FailureKind::Exists,
@@ -53,9 +52,10 @@ impl Monitor {
                 format!("container {} is not running", call.container_id),
             ));
         };
-        if let Some(external) = call.external {
-            return self.exec_external((call.exec_id, call.container_id, call.tty), external, sent, reply);
+        if let Some(external) = call.external.take() {
+            return self.exec_external(call, external, sent, reply);
         }
+        let call_policy = call.policy.ok_or_else(|| failure(FailureKind::Invalid, "no policy"))?;
         // The container's process is not reaped yet, so its pid is its own.
         let mut kinds = vec![
             Namespace::Pid,

@@ -67,7 +67,7 @@ impl Monitor {
     /// Has the runtime start a process in a container that it made and that runs.
     pub fn exec_external(
         &mut self,
-        (exec_id, container_id, tty): (u64, String, bool),
+        call: protocol::Exec,
         asked: ExternalExec,
         mut sent: Sent,
         reply: ReplyTo,
@@ -78,21 +78,23 @@ impl Monitor {
             stdin: sent.one(Role::Stdin),
             stdout: sent.one(Role::Stdout),
             stderr: sent.one(Role::Stderr),
-            terminal: tty,
+            terminal: call.tty,
         };
         let (ours, theirs) = process::message_pair().map_err(failed)?;
-        let outfit = outfit(theirs, sent.one(Role::CgroupDirectory));
+        let mut outfit = outfit(theirs, sent.one(Role::CgroupDirectory));
+        // crun leaves its own to an exec.
+        outfit.oom_score_adj = call.policy.and_then(|policy| policy.oom_score_adj);
         let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
             Forked::Child => {
                 let keep = numbers(&stdio, &Namespaces::new());
                 run(outfit, runtime, keep, |runtime| {
-                    runtime.exec(&container_id, &asked.process, asked.cgroup.as_deref(), stdio)
+                    runtime.exec(&call.container_id, &asked.process, asked.cgroup.as_deref(), stdio)
                 })
             }
             Forked::Parent(maker) => maker,
         };
         drop((outfit, stdio));
-        self.expect_exec(exec_id, container_id, Birth::new(ours, maker, reply))
+        self.expect_exec(call.exec_id, call.container_id, Birth::new(ours, maker, reply))
             .map_err(failed)
     }
 }

@@ -23,6 +23,7 @@ use crate::sys::{failed, mount, pidfd, process, scm};
 
 /// Where everything of one run is, relative to the bundle, which is the working directory: a socket's address is short.
 const STAGE: &str = "stage";
+const ROOT: &str = "stage/root";
 const PID: &str = "stage/pid";
 const LOG: &str = "stage/log";
 const CONSOLE: &str = "stage/console";
@@ -67,7 +68,8 @@ impl Runtime {
         self.enter().map_err(io("enter the runtime's mount namespace"))?;
         attach(creation.rootfs.as_fd(), "root").map_err(io("attach the container's root"))?;
         for (index, mount) in creation.mounts.iter().enumerate() {
-            attach(mount.as_fd(), &format!("mount-{index}")).map_err(|source| OciError::Stage { index, source })?;
+            let attached = attach_last(mount, &format!("mount-{index}"));
+            attached.map_err(|source| OciError::Stage { index, source })?;
         }
         for (kind, namespace) in &creation.namespaces {
             let bound = mount::clone_tree_at(namespace, false);
@@ -94,6 +96,8 @@ impl Runtime {
         let io = |op| move |source| OciError::Io { op, source };
         self.enter().map_err(io("enter the runtime's mount namespace"))?;
         fs::write(PROCESS, process).map_err(io("write the process"))?;
+        // runc begins in the directory that was the root's.
+        fs::create_dir(ROOT).map_err(io("make a directory"))?;
         let mut options = vec!["--detach", "--process", PROCESS];
         options.extend(cgroup.iter().flat_map(|cgroup| ["--cgroup", cgroup]));
         self.make("exec", &options, id, stdio)
@@ -181,6 +185,17 @@ fn attach(what: impl AsFd, name: &str) -> io::Result<()> {
         }
     }
     mount::attach(what, CWD, &place)
+}
+
+/// As [`attach`], of what may look like a hierarchy of cgroups: runc takes the first that it finds in the mount table for the
+/// node's. There the oldest mount comes first, and the daemon's is older than this namespace; a copy is younger, where the
+/// kernel makes one of what is attached nowhere (Linux 6.15).
+fn attach_last(mount: &OwnedFd, name: &str) -> io::Result<()> {
+    match mount::clone_tree_at(mount, true) {
+        Ok(copy) => attach(copy, name),
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => attach(mount, name),
+        Err(e) => Err(e),
+    }
 }
 
 fn run_within(command: &mut Command, limit: Duration) -> io::Result<ExitStatus> {

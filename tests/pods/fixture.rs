@@ -37,6 +37,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What the daemon and the clients allow a message to be.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
 
+/// The external runtimes that every world has.
+const RUNTIMES: &str = "[runtimes.runc]\npath = '/usr/sbin/runc'\n[runtimes.crun]\npath = '/usr/bin/crun'\n";
+
+/// The environment variable that names the runtime handler of all pods that do not ask for one: every test here can be run
+/// for each.
+const HANDLER: &str = "CRISP_TEST_HANDLER";
+
 pub const TOOLBOX: &str = "toolbox";
 
 pub type Answer<T> = Result<Response<T>, Status>;
@@ -145,8 +152,12 @@ impl World {
             bin.join("crispd").exists(),
             "hack/build makes target/bin/crispd, which is tested here"
         );
+        let config = dir.join("crisp.toml");
+        fs::write(&config, RUNTIMES).expect("room on the disk");
         let daemon = netns::run_in(netns, || {
             Command::new(bin.join("crispd"))
+                .arg("--config")
+                .arg(&config)
                 .args(["--network", "embedded", "--log", "info,crisp=debug", "--dir"])
                 .arg(dir.join("d"))
                 .arg("--lib-dir")
@@ -248,11 +259,21 @@ impl World {
 
     /// A pod of this name; its configuration as `change` leaves it.
     pub fn try_pod(&'static self, name: &str, change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Result<Pod, Status> {
+        self.try_pod_by(&std::env::var(HANDLER).unwrap_or_default(), name, change)
+    }
+
+    /// As [`World::try_pod`], with this runtime handler.
+    pub fn try_pod_by(
+        &'static self,
+        handler: &str,
+        name: &str,
+        change: impl FnOnce(&mut cri::PodSandboxConfig),
+    ) -> Result<Pod, Status> {
         let mut config = pod_config(name, &self.directory("logs").join(name));
         change(&mut config);
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: handler.to_owned(),
         };
         let id = ask(self.runtime().run_pod_sandbox(request))?.pod_sandbox_id;
         Ok(Pod {
