@@ -37,6 +37,7 @@ impl Containers {
         if let Err(error) = self.delete_external(record).await {
             tracing::warn!(container_id = %record.id, error = %chain(&error), "not deleted by its runtime");
         }
+        fault::point("container remove: deleted by its runtime").await?;
         self.remove_cgroup(&record.cgroup).await?;
         fault::point("container remove: cgroup removed").await?;
         let store = self.parts.store.clone();

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use crate::registry;
+use crate::{handlers, registry};
 
 /// An address of the host, beside loopback.
 pub const HOST_ADDRESS: &str = "192.0.2.2";
@@ -36,13 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the daemon and the clients allow a message to be.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
-
-/// The external runtimes that every world has.
-const RUNTIMES: &str = "[runtimes.runc]\npath = '/usr/sbin/runc'\n[runtimes.crun]\npath = '/usr/bin/crun'\n";
-
-/// The environment variable that names the runtime handler of all pods that do not ask for one: every test here can be run
-/// for each.
-const HANDLER: &str = "CRISP_TEST_HANDLER";
 
 pub const TOOLBOX: &str = "toolbox";
 
@@ -152,8 +145,7 @@ impl World {
             bin.join("crispd").exists(),
             "hack/build makes target/bin/crispd, which is tested here"
         );
-        let config = dir.join("crisp.toml");
-        fs::write(&config, RUNTIMES).expect("room on the disk");
+        let config = handlers::config(dir);
         let daemon = netns::run_in(netns, || {
             Command::new(bin.join("crispd"))
                 .arg("--config")
@@ -259,7 +251,7 @@ impl World {
 
     /// A pod of this name; its configuration as `change` leaves it.
     pub fn try_pod(&'static self, name: &str, change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Result<Pod, Status> {
-        self.try_pod_by(&std::env::var(HANDLER).unwrap_or_default(), name, change)
+        self.try_pod_by(&handlers::handler(), name, change)
     }
 
     /// As [`World::try_pod`], with this runtime handler.

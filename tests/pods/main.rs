@@ -10,6 +10,8 @@ mod events;
 mod files;
 mod fixture;
 mod foreign_client;
+#[path = "../support/handlers.rs"]
+mod handlers;
 mod images;
 mod life;
 mod limits;
@@ -21,6 +23,7 @@ mod oom;
 mod ports;
 mod process;
 mod registry;
+mod runtimes;
 mod secrets_kept;
 mod security;
 mod start;

@@ -60,6 +60,8 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let log = File::create(dir.path().join("crispd.log")).unwrap();
         let daemon = Command::new(bin.join("crispd"))
+            .arg("--config")
+            .arg(crate::handlers::config(dir.path()))
             .arg("--dir")
             .arg(dir.path().join("crisp"))
             .arg("--lib-dir")
@@ -144,7 +146,7 @@ impl Node {
             };
             let request = RunPodSandboxRequest {
                 config: Some(config),
-                ..RunPodSandboxRequest::default()
+                runtime_handler: crate::handlers::handler(),
             };
             self.client()
                 .await
