@@ -117,11 +117,12 @@ fn runtime_dir(pod: &Pod) -> PathBuf {
 }
 
 fn born_and_looked_at(handler: &str) {
-    let pod = pod_by(world(), handler, &format!("looked-at-{handler}"));
+    let name = format!("looked-at-{}", if handler.is_empty() { "built-in" } else { handler });
+    let pod = pod_by(world(), handler, &name);
     assert_eq!(pod.status().runtime_handler, handler);
     assert_eq!(pod.info()["runtimeHandler"], handler);
     let dir = world().directory(&format!("ro-{handler}"));
-    fs::write(dir.join("note"), "of the host").unwrap();
+    fs::write(dir.join("note"), "of the host\n").unwrap();
     let c = pod.idle("c", |config| {
         config.mounts = vec![cri::Mount {
             host_path: dir.display().to_string(),
@@ -139,7 +140,7 @@ fn born_and_looked_at(handler: &str) {
     assert_eq!(parent_of(c.pid()), pod.info()["monitorPid"].as_i64().unwrap());
     assert_eq!(
         c.sh("cat /ro/note; id -u; id -g; hostname"),
-        format!("of the host\n1000\n50\nlooked-at-{handler}")
+        format!("of the host\n1000\n50\n{name}")
     );
     assert_ne!(c.exec(&["touch", "/ro/x"]).code, 0);
     let status = "sed -n 's/^\\(Seccomp\\|NoNewPrivs\\):[[:space:]]*//p' /proc";
