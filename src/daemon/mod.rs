@@ -13,6 +13,7 @@ use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
 use crate::container::{self, Containers};
 use crate::events::Events;
+use crate::handler::Handlers;
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::monitor::Launcher;
 use crate::monitor::client::MonitorError;
@@ -88,6 +89,8 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
+    let beside_v1 = cgroups.cgroup2().filter(|_| !cgroups.is_v2());
+    let handlers = Arc::new(Handlers::open(config.runtimes.clone(), beside_v1).await);
     let events = Events::default();
     let facts = Arc::new(HostFacts::detect().map_err(host("look at the host"))?);
     tell_limits(&facts);
@@ -97,6 +100,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         cgroups: cgroups.clone(),
         events: events.clone(),
         host: facts.clone(),
+        handlers: handlers.clone(),
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
@@ -114,7 +118,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         netns_dir,
         cgroup_parent: config.cgroup_parent.clone(),
         boot_id,
-        runtime_handlers: vec![String::new()],
+        handlers: handlers.clone(),
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
     let streaming = Arc::new(
@@ -131,6 +135,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         streaming,
         stats: Collector::new(&config.root.join("images")),
         cgroups,
+        handlers,
         settings: settings(config).into(),
     };
     portray_events(&rooms);
@@ -193,6 +198,7 @@ fn settings(config: &Config) -> String {
         "logLineMaxBytes": config.log_line_max_bytes,
         "streamingAddress": config.streaming.address,
         "streamingTls": config.streaming.tls.is_some(),
+        "runtimes": config.runtimes,
     })
     .to_string()
 }
