@@ -27,9 +27,10 @@ impl ToCode for SandboxError {
         match self {
             Self::NotFound { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
-            Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::NotReady { .. } | Self::NoUserNamespaces { .. } => Code::FailedPrecondition,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
+            | Self::UserNamespace { .. }
             | Self::Network { .. }
             | Self::Path { .. }
             | Self::Cgroup { .. }

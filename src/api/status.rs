@@ -41,6 +41,7 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
         condition("RuntimeReady", true, String::new(), String::new()),
         condition("NetworkReady", network.ready, network.reason, network.message),
     ];
+    let user_namespaces = rooms.containers.user_namespaces().is_ok();
     let mut info = BTreeMap::new();
     if verbose {
         info.insert("config".to_owned(), rooms.settings.to_string());
@@ -52,13 +53,13 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
             name: String::new(),
             features: Some(cri::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: true,
-                user_namespaces: false,
+                user_namespaces,
             }),
         }],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
-            mount_options: false,
+            user_namespaces_host_network: user_namespaces,
+            mount_options: true,
         }),
     }
 }

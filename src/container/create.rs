@@ -21,9 +21,10 @@ use crate::image::{Image, Lease};
 use crate::model::{ContainerId, chain};
 use crate::monitor::client::{ContainerFds, ContainerSpec, LateMount, NamespaceKind};
 use crate::operation::OperationError;
-use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
+use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER};
 use crate::sys::cgroup::{Cgroup, JoinFds};
-use crate::sys::mount;
+use crate::sys::pidfd;
+use crate::sys::userns::IdRange;
 use crate::undo::Undo;
 
 /// A container that is described, its root file system at hand.
@@ -31,6 +32,32 @@ struct Described {
     built: Built,
     rootfs: OwnedFd,
     dir: PathBuf,
+    user: Option<PodUsers>,
+}
+
+/// The user namespace of a pod that has one.
+pub(super) struct PodUsers {
+    pub namespace: OwnedFd,
+    pub ids: IdRange,
+}
+
+impl PodUsers {
+    /// That of pause, by which the pod's namespaces live.
+    fn of(pod: &Pod) -> Result<Option<Self>, ContainerError> {
+        let Some(ids) = spec::namespaces::user_ids(&pod.record.config) else {
+            return Ok(None);
+        };
+        let path = format!("/proc/{}/ns/user", pod.pause.pid);
+        let opened = fs::File::open(&path).and_then(|namespace| {
+            // Opened first: if it is still pause then, it was.
+            match pidfd::start_time(pod.pause.pid)? == pod.pause.start_time {
+                true => Ok(namespace.into()),
+                false => Err(std::io::ErrorKind::NotFound.into()),
+            }
+        });
+        let namespace = opened.map_err(ContainerError::path("open", path))?;
+        Ok(Some(Self { namespace, ids }))
+    }
 }
 
 impl Containers {
@@ -124,7 +151,12 @@ impl Containers {
                     .map_err(|error| chain(&error))
             }
         });
-        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
+        let Described {
+            built,
+            rootfs,
+            dir,
+            user,
+        } = self.describe(id, &pod, &config, &image).await?;
         fault::point("create: described").await?;
         for capability in &built.capabilities_cut {
             tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
@@ -164,7 +196,9 @@ impl Containers {
         // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
         let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         fault::point("create: cgroup made").await?;
-        let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
+        let mounts = self
+            .open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs, user)
+            .await?;
         let log = match record.log_path.clone() {
             None => None,
             Some(path) => Some(blocking(move || log::open(&path)).await?),
@@ -265,10 +299,12 @@ impl Containers {
         image: &Arc<Image>,
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
-        let (id, pod, config, image) = (id.clone(), pod.record.clone(), config.clone(), image.clone());
+        let (id, pod, config, image) = (id.clone(), pod.clone(), config.clone(), image.clone());
         blocking(move || {
+            let user = PodUsers::of(&pod)?;
+            let pod = pod.record;
             let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
-            let rootfs = mount_rootfs(&dir, &image, &this.parts.images.layers(&image))?;
+            let rootfs = this.mount_rootfs(&dir, &image, user.as_ref())?;
             let devices = spec::devices::lookup(&config)?;
             let hostname = hostname(&pod.config);
             let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
@@ -283,15 +319,35 @@ impl Containers {
                     ipc: Some("nsfd:ipc".into()),
                     uts: Some("nsfd:uts".into()),
                     pid: Some("nsfd:pid".into()),
-                    user: None,
+                    user: Some("nsfd:user".into()),
                 },
                 cgroup_mounts: &cgroup_mounts,
                 devices: &devices,
                 host: &this.parts.host,
             })?;
-            Ok(Described { built, rootfs, dir })
+            Ok(Described {
+                built,
+                rootfs,
+                dir,
+                user,
+            })
         })
         .await
+    }
+
+    /// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
+    /// the image's.
+    fn mount_rootfs(&self, dir: &Path, image: &Image, user: Option<&PodUsers>) -> Result<OwnedFd, ContainerError> {
+        let upper = dir.join(UPPER);
+        let like_the_image = || {
+            chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
+            fs::set_permissions(&upper, fs::Permissions::from_mode(image.root.mode & 0o7777))
+        };
+        like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
+        let lower = self.parts.images.layers(image);
+        self.layers
+            .root(&lower, dir, user.map(|user| &user.namespace))
+            .map_err(ContainerError::path("mount the root file system of", dir))
     }
 
     /// The container's cgroup in every controller of cgroup v1, which it sees below /sys/fs/cgroup.
@@ -357,18 +413,6 @@ fn hostname(pod: &cri::PodSandboxConfig) -> String {
         return rustix::system::uname().nodename().to_string_lossy().into_owned();
     }
     pod.hostname.clone()
-}
-
-/// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
-/// the image's.
-fn mount_rootfs(dir: &Path, image: &Image, layers: &[PathBuf]) -> Result<OwnedFd, ContainerError> {
-    let (upper, work) = (dir.join(UPPER), dir.join(WORK));
-    let like_the_image = || {
-        chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
-        fs::set_permissions(&upper, fs::Permissions::from_mode(image.root.mode & 0o7777))
-    };
-    like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
-    mount::overlay(layers, &upper, &work).map_err(ContainerError::path("mount the root file system of", dir))
 }
 
 /// The binds that the description for libcontainer leaves out.

@@ -6,6 +6,7 @@ mod error;
 mod exec;
 mod exec_sync;
 mod exited;
+mod layers;
 mod list;
 mod log;
 mod mounts;
@@ -32,6 +33,7 @@ pub use attach::{AttachPipes, Attachment};
 pub use error::ContainerError;
 pub use exec::{ExecPipes, ExecProcess, ExecStreams};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
+pub use layers::Layers;
 pub use state::State;
 
 use crate::cri;
@@ -128,6 +130,7 @@ pub struct Parts {
 /// All containers.
 pub struct Containers {
     parts: Parts,
+    layers: Arc<Layers>,
     /// Short critical sections only: no file, process or message is touched under it.
     index: RwLock<HashMap<ContainerId, Arc<Container>>>,
     /// Who holds which name: "sandbox id, name, attempt".
@@ -137,9 +140,10 @@ pub struct Containers {
 
 impl Containers {
     /// No containers yet; [`Containers::adopt`] brings back those of an earlier daemon.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts, layers: Layers) -> Self {
         Self {
             parts,
+            layers: Arc::new(layers),
             index: RwLock::default(),
             names: Mutex::default(),
             creating: Operations::default(),
@@ -170,6 +174,14 @@ impl Containers {
             .filter(|container| container.record.sandbox_id == *sandbox_id)
             .cloned()
             .collect()
+    }
+
+    /// Whether pods can have user namespaces on this node, and if not, why.
+    pub fn user_namespaces(&self) -> Result<(), String> {
+        match self.layers.no_user_namespaces() {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(()),
+        }
     }
 
     /// Where a container's own files are.

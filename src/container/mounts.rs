@@ -4,13 +4,13 @@
 //! later, or what is mounted over it, changes nothing.
 
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-
+use super::create::PodUsers;
+use super::layers::{Layers, id_map_failed};
 use super::spec::{Bind, BindSource, SandboxFile};
 use super::{ContainerError, Containers, blocking, volume};
 use crate::sys::mount::{self, Attributes, Propagation};
@@ -27,7 +27,7 @@ enum Source {
 
 impl Containers {
     /// The binds as detached mounts, in order. `run_dir` has the pod's files, `dir` is the container's directory,
-    /// `rootfs` the image that volumes get their first contents from.
+    /// `rootfs` the image that volumes get their first contents from, `user` the pod's user namespace.
     pub(super) async fn open_binds(
         &self,
         binds: &[Bind],
@@ -35,19 +35,24 @@ impl Containers {
         run_dir: &Path,
         dir: &Path,
         rootfs: &OwnedFd,
+        user: Option<PodUsers>,
     ) -> Result<Vec<OwnedFd>, ContainerError> {
         let mut sources = Vec::with_capacity(binds.len());
         for bind in binds {
             sources.push((self.source(bind, volumes, run_dir, dir)?, bind.clone()));
         }
         let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
-        let rootfs = rootfs
-            .try_clone()
-            .map_err(ContainerError::path("duplicate the root of", dir))?;
+        let from = From {
+            layers: self.layers.clone(),
+            rootfs: rootfs
+                .try_clone()
+                .map_err(ContainerError::path("duplicate the root of", dir))?,
+            user,
+        };
         let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
             sources
                 .into_iter()
-                .map(|(source, bind)| open(source, &bind, &rootfs))
+                .map(|(source, bind)| open(source, &bind, &from))
                 .collect()
         });
         match tokio::time::timeout(DEADLINE, opened).await {
@@ -98,8 +103,23 @@ fn name(file: SandboxFile) -> &'static str {
     }
 }
 
-fn open(source: Source, bind: &Bind, rootfs: &OwnedFd) -> Result<OwnedFd, ContainerError> {
+/// What binds are made from beside their own source.
+struct From {
+    layers: Arc<Layers>,
+    rootfs: OwnedFd,
+    user: Option<PodUsers>,
+}
+
+fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerError> {
     let at = &bind.destination;
+    let user = from.user.as_ref().filter(|_| bind.id_mapped);
+    let map = |mount: OwnedFd, path: &Path| match user {
+        None => Ok(mount),
+        Some(user) => mount::set_id_map(&mount, &user.namespace)
+            .map(|()| mount)
+            .map_err(|error| id_map_failed(path, error))
+            .map_err(ContainerError::path("map the ids of", path)),
+    };
     let mount = match &source {
         Source::Path { path, make } => {
             if *make && !path.exists() {
@@ -108,14 +128,18 @@ fn open(source: Source, bind: &Bind, rootfs: &OwnedFd) -> Result<OwnedFd, Contai
             if bind.propagation != Propagation::Private {
                 require_propagation(path, bind.propagation == Propagation::Shared)?;
             }
-            mount::clone_tree(path, true).map_err(ContainerError::path("mount", path))?
+            let tree = mount::clone_tree(path, true).map_err(ContainerError::path("mount", path))?;
+            map(tree, path)?
         }
-        Source::Image { lower, sub_path } => {
-            open_image(lower, sub_path).map_err(ContainerError::path("mount an image at", at))?
-        }
-        Source::Volume { dir, from } => {
-            volume::fill(rootfs, from, dir).map_err(ContainerError::path("fill the volume", from))?;
-            mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?
+        Source::Image { lower, sub_path } => from
+            .layers
+            .volume(lower, sub_path, user.map(|user| &user.namespace))
+            .map_err(ContainerError::path("mount an image at", at))?,
+        Source::Volume { dir, from: inside } => {
+            let ids = user.map(|user| user.ids);
+            volume::fill(&from.rootfs, inside, dir, ids).map_err(ContainerError::path("fill the volume", inside))?;
+            let tree = mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?;
+            map(tree, dir)?
         }
     };
     // Propagation is everything's below, and read-only if so asked; the rest is the top mount's own.
@@ -136,20 +160,6 @@ fn open(source: Source, bind: &Bind, rootfs: &OwnedFd) -> Result<OwnedFd, Contai
         .and_then(|()| mount::set_attributes(mount.as_fd(), top))
         .map_err(ContainerError::path("set the attributes of the mount for", at))?;
     Ok(mount)
-}
-
-/// The root of an image, read-only, or what is at `sub_path` below it.
-fn open_image(lower: &[PathBuf], sub_path: &Path) -> io::Result<OwnedFd> {
-    let root = match lower {
-        [] => return Err(io::Error::new(io::ErrorKind::NotFound, "the image has no layers")),
-        [only] => mount::clone_tree(only, false)?,
-        layers => mount::overlay_read_only(layers)?,
-    };
-    if sub_path.as_os_str().is_empty() || sub_path == Path::new("/") {
-        return Ok(root);
-    }
-    let inside = mount::open_in_root(&root, sub_path, OFlags::PATH, Mode::empty())?;
-    mount::clone_tree_at(&inside, false)
 }
 
 /// Refuses a bind whose mount on the host does not pass on what is mounted: the container would wait in vain.

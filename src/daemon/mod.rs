@@ -11,7 +11,7 @@ use crate::api::Rooms;
 use crate::config::{Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
-use crate::container::{self, Containers};
+use crate::container::{self, Containers, Layers};
 use crate::events::Events;
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::monitor::Launcher;
@@ -86,7 +86,11 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let events = Events::default();
     let facts = Arc::new(HostFacts::detect().map_err(host("look at the host"))?);
     tell_limits(&facts);
-    let containers = Arc::new(Containers::new(container::Parts {
+    let layers = Layers::open(&config.root).map_err(host("make a mount namespace"))?;
+    if let Some(why) = layers.no_user_namespaces() {
+        tracing::warn!(why, "pods cannot have user namespaces on this node");
+    }
+    let parts = container::Parts {
         store: store.clone(),
         images: images.clone(),
         cgroups: cgroups.clone(),
@@ -95,7 +99,8 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
-    }));
+    };
+    let containers = Arc::new(Containers::new(parts, layers));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;

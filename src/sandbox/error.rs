@@ -19,6 +19,10 @@ pub enum SandboxError {
     NotReady { sandbox_id: SandboxId },
     #[error("{what}")]
     Invalid { what: String },
+    #[error("this node cannot give a pod a user namespace: {why}")]
+    NoUserNamespaces { why: String },
+    #[error("make the user namespace")]
+    UserNamespace { source: io::Error },
     #[error("failed to find runtime handler {handler:?}: configured are {known:?}")]
     UnknownHandler { handler: String, known: Vec<String> },
     #[error("pod sandbox name {name:?} belongs to pod sandbox {sandbox_id}")]

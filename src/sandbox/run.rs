@@ -18,10 +18,12 @@ use crate::events::Kind;
 use crate::fault;
 use crate::model::{SandboxId, chain};
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
+use crate::monitor::protocol::IdMapping;
 use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
 use crate::operation::OperationError;
 use crate::store::{PodPhase, PodRecord, PodStatus, Process};
 use crate::sys::cgroup::Cgroup;
+use crate::sys::userns::{self, IdRange};
 use crate::undo::Undo;
 
 impl Sandboxes {
@@ -33,6 +35,9 @@ impl Sandboxes {
         runtime_handler: String,
     ) -> Result<SandboxId, Arc<SandboxError>> {
         validate(&config)?;
+        if spec::namespaces::user_ids(&config).is_some() {
+            self.parts.containers.user_namespaces().map_err(|why| SandboxError::NoUserNamespaces { why })?;
+        }
         if !self.parts.runtime_handlers.contains(&runtime_handler) {
             let known = self.parts.runtime_handlers.clone();
             return Err(Arc::new(SandboxError::UnknownHandler {
@@ -117,6 +122,8 @@ impl Sandboxes {
             inherited: Inherited::default(),
         });
 
+        // Inside, the pod's files are root's.
+        let owner = spec::namespaces::user_ids(&record.config).map_or(0, |ids| ids.first);
         let store = self.parts.store.clone();
         let (written, run_dir) = (record.clone(), store.pod_run_dir(id));
         blocking({
@@ -126,7 +133,7 @@ impl Sandboxes {
                 let dns = written.config.dns_config.as_ref();
                 let own_network = written.netns.is_some();
                 let hostname = hostname(&written.config);
-                files::write(&run_dir, &hostname, dns, own_network)
+                files::write(&run_dir, &hostname, dns, own_network, owner)
                     .map_err(SandboxError::path("write the files of", &run_dir))
             }
         })
@@ -154,7 +161,7 @@ impl Sandboxes {
         });
         let mounted = blocking(move || {
             if own_ipc {
-                files::mount_shm(&run_dir).map_err(SandboxError::path("mount", run_dir.join(files::SHM)))?;
+                files::mount_shm(&run_dir, owner).map_err(SandboxError::path("mount", run_dir.join(files::SHM)))?;
             }
             let failed = |op| {
                 let path = cgroup_path.clone();
@@ -187,6 +194,7 @@ impl Sandboxes {
         let joined = joined?;
         let fds = SandboxFds {
             netns: network.netns,
+            user: network.user,
             cgroup_procs: joined.tasks,
             cgroup_dir: joined.directory,
         };
@@ -301,18 +309,24 @@ impl Sandboxes {
             })
     }
 
-    /// The network namespace, and ADD.
+    /// The network namespace, the user namespace that owns it if the pod has one, and ADD.
     async fn attach_network(&self, record: &PodRecord) -> Result<PodNetwork, SandboxError> {
+        let ids = spec::namespaces::user_ids(&record.config);
         let (Some(path), Some(plan)) = (record.netns.clone(), record.network.clone()) else {
-            return Ok(PodNetwork::default());
+            return Ok(PodNetwork {
+                user: own_user_namespace(ids).await?,
+                ..PodNetwork::default()
+            });
         };
         let (dir, id) = (self.parts.netns_dir.clone(), record.id.clone());
-        let netns = blocking(move || {
-            netns::create(&dir, id.as_str())?;
-            netns::open(&path)
-        })
-        .await
-        .map_err(SandboxError::path(
+        let made = blocking(move || {
+            let user = match ids {
+                Some(ids) => Some(netns::create_owned(&dir, id.as_str(), ids)?),
+                None => netns::create(&dir, id.as_str()).map(|_| None)?,
+            };
+            Ok((netns::open(&path)?, user))
+        });
+        let (netns, user) = made.await.map_err(SandboxError::path(
             "make the network namespace",
             record.netns.clone().unwrap_or_default(),
         ))?;
@@ -329,6 +343,7 @@ impl Sandboxes {
         fault::point("run: network added").await?;
         Ok(PodNetwork {
             netns: Some(netns.into()),
+            user,
             attached: Some(attached),
         })
     }
@@ -352,10 +367,20 @@ impl Sandboxes {
     }
 }
 
-/// What a pod with a network of its own has of it.
+/// The user namespace of a pod in the node's network.
+async fn own_user_namespace(ids: Option<IdRange>) -> Result<Option<OwnedFd>, SandboxError> {
+    let Some(ids) = ids else { return Ok(None) };
+    match blocking(move || userns::create(ids, false)).await {
+        Ok(made) => Ok(Some(made.user)),
+        Err(source) => Err(SandboxError::UserNamespace { source }),
+    }
+}
+
+/// What a pod with a network of its own has of it, and its user namespace, which owns that.
 #[derive(Default)]
 struct PodNetwork {
     netns: Option<OwnedFd>,
+    user: Option<OwnedFd>,
     attached: Option<Attached>,
 }
 
@@ -404,6 +429,14 @@ fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> Sandb
         sysctls: sysctls
             .into_iter()
             .map(|(path, value)| (path.display().to_string(), value))
+            .collect(),
+        uid_mappings: spec::namespaces::user_ids(&record.config)
+            .map(|ids| IdMapping {
+                container_id: 0,
+                host_id: ids.first,
+                size: ids.count,
+            })
+            .into_iter()
             .collect(),
         ..SandboxSpec::default()
     }

@@ -25,3 +25,4 @@ mod secrets_kept;
 mod security;
 mod start;
 mod stats;
+mod userns;

@@ -31,10 +31,10 @@ fn with(mounts: Vec<cri::Mount>) -> impl FnOnce(&mut cri::ContainerConfig) {
 }
 
 /// A mount of the host's, in the namespace that the daemon lives in, too; gone with its value.
-struct HostMount(PathBuf);
+pub struct HostMount(pub PathBuf);
 
 impl HostMount {
-    fn tmpfs(path: &Path) -> Self {
+    pub fn tmpfs(path: &Path) -> Self {
         fs::create_dir_all(path).unwrap();
         run(&["mount", "-t", "tmpfs", "tmpfs", &path.display().to_string()]);
         Self(path.to_owned())
