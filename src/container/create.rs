@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 use tokio::sync::watch;
 
+use super::layers::Users;
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
 use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
@@ -24,7 +25,6 @@ use crate::operation::OperationError;
 use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER};
 use crate::sys::cgroup::{Cgroup, JoinFds};
 use crate::sys::pidfd;
-use crate::sys::userns::IdRange;
 use crate::undo::Undo;
 
 /// A container that is described, its root file system at hand.
@@ -32,32 +32,24 @@ struct Described {
     built: Built,
     rootfs: OwnedFd,
     dir: PathBuf,
-    user: Option<PodUsers>,
+    users: Option<Users>,
 }
 
-/// The user namespace of a pod that has one.
-pub(super) struct PodUsers {
-    pub namespace: OwnedFd,
-    pub ids: IdRange,
-}
-
-impl PodUsers {
-    /// That of pause, by which the pod's namespaces live.
-    fn of(pod: &Pod) -> Result<Option<Self>, ContainerError> {
-        let Some(ids) = spec::namespaces::user_ids(&pod.record.config) else {
-            return Ok(None);
-        };
-        let path = format!("/proc/{}/ns/user", pod.pause.pid);
-        let opened = fs::File::open(&path).and_then(|namespace| {
-            // Opened first: if it is still pause then, it was.
-            match pidfd::start_time(pod.pause.pid)? == pod.pause.start_time {
-                true => Ok(namespace.into()),
-                false => Err(std::io::ErrorKind::NotFound.into()),
-            }
-        });
-        let namespace = opened.map_err(ContainerError::path("open", path))?;
-        Ok(Some(Self { namespace, ids }))
-    }
+/// The users of a pod with a user namespace: that of pause, by which the pod's namespaces live.
+fn users_of(pod: &Pod) -> Result<Option<Users>, ContainerError> {
+    let Some(ids) = spec::namespaces::user_ids(&pod.record.config) else {
+        return Ok(None);
+    };
+    let path = format!("/proc/{}/ns/user", pod.pause.pid);
+    let opened = fs::File::open(&path).and_then(|namespace| {
+        // Opened first: if it is still pause then, it was.
+        match pidfd::start_time(pod.pause.pid)? == pod.pause.start_time {
+            true => Ok(namespace.into()),
+            false => Err(std::io::ErrorKind::NotFound.into()),
+        }
+    });
+    let namespace = opened.map_err(ContainerError::path("open", path))?;
+    Ok(Some(Users { namespace, ids }))
 }
 
 impl Containers {
@@ -155,7 +147,7 @@ impl Containers {
             built,
             rootfs,
             dir,
-            user,
+            users,
         } = self.describe(id, &pod, &config, &image).await?;
         fault::point("create: described").await?;
         for capability in &built.capabilities_cut {
@@ -197,7 +189,7 @@ impl Containers {
         let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         fault::point("create: cgroup made").await?;
         let mounts = self
-            .open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs, user)
+            .open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs, users)
             .await?;
         let log = match record.log_path.clone() {
             None => None,
@@ -301,10 +293,10 @@ impl Containers {
         let this = self.clone();
         let (id, pod, config, image) = (id.clone(), pod.clone(), config.clone(), image.clone());
         blocking(move || {
-            let user = PodUsers::of(&pod)?;
+            let users = users_of(&pod)?;
             let pod = pod.record;
             let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
-            let rootfs = this.mount_rootfs(&dir, &image, user.as_ref())?;
+            let rootfs = this.mount_rootfs(&dir, &image, users.as_ref())?;
             let devices = spec::devices::lookup(&config)?;
             let hostname = hostname(&pod.config);
             let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
@@ -329,7 +321,7 @@ impl Containers {
                 built,
                 rootfs,
                 dir,
-                user,
+                users,
             })
         })
         .await
@@ -337,7 +329,7 @@ impl Containers {
 
     /// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
     /// the image's.
-    fn mount_rootfs(&self, dir: &Path, image: &Image, user: Option<&PodUsers>) -> Result<OwnedFd, ContainerError> {
+    fn mount_rootfs(&self, dir: &Path, image: &Image, users: Option<&Users>) -> Result<OwnedFd, ContainerError> {
         let upper = dir.join(UPPER);
         let like_the_image = || {
             chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
@@ -346,7 +338,7 @@ impl Containers {
         like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
         let lower = self.parts.images.layers(image);
         self.layers
-            .root(&lower, dir, user.map(|user| &user.namespace))
+            .root(&lower, dir, users)
             .map_err(ContainerError::path("mount the root file system of", dir))
     }
 

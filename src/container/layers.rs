@@ -12,9 +12,30 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::store::{UPPER, WORK};
-use crate::sys::mount;
 use crate::sys::mount_namespace::MountNamespace;
 use crate::sys::userns::{self, IdRange};
+use crate::sys::{capability, mount, process};
+
+/// The users of a pod with a user namespace.
+pub struct Users {
+    pub namespace: OwnedFd,
+    pub ids: IdRange,
+}
+
+impl Users {
+    /// Maps the owners of `mount`, a detached copy of the mount at `path`.
+    pub fn map(&self, mount: OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+        match mount::set_id_map(&mount, &self.namespace) {
+            Ok(()) => Ok(mount),
+            // The kernel says no more than that.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let told = format!("the file system of {} does not support id-mapped mounts", path.display());
+                Err(io::Error::new(io::ErrorKind::Unsupported, told))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
 
 /// Puts layers together.
 pub struct Layers {
@@ -53,36 +74,44 @@ impl Layers {
         for dir in [UPPER, WORK, "layers/one/diff"] {
             fs::create_dir_all(probe.join(dir))?;
         }
-        let ids = IdRange { first: 0, count: 1 };
-        let made = userns::create(ids, false)?;
-        self.root(&[probe.join("layers/one/diff")], probe, Some(&made.user)).map(drop)
+        let ids = IdRange { first: 1, count: 1 };
+        let users = Users {
+            namespace: userns::create(ids, false)?.user,
+            ids,
+        };
+        self.root(&[probe.join("layers/one/diff")], probe, Some(&users)).map(drop)
     }
 
     /// The writable root of the container whose directory is `dir`, on top of `lower` (top first), attached nowhere.
-    pub fn root(&self, lower: &[PathBuf], dir: &Path, user: Option<&OwnedFd>) -> io::Result<OwnedFd> {
-        let Some(user) = user else {
+    pub fn root(&self, lower: &[PathBuf], dir: &Path, users: Option<&Users>) -> io::Result<OwnedFd> {
+        let Some(users) = users else {
             return mount::overlay(lower, &dir.join(UPPER), &dir.join(WORK));
         };
-        let (below, lower) = mapped_layers(lower, user)?;
-        let own = mapped(dir, user)?;
+        let (below, lower) = mapped_layers(lower, users)?;
+        let own = mapped(dir, users)?;
         self.namespace.run_in_copy(|| {
             mount::attach(&below, CWD, Path::new(MountNamespace::FIRST))?;
             mount::attach(&own, CWD, Path::new(MountNamespace::SECOND))?;
             let own = Path::new(MountNamespace::SECOND);
+            // Whoever mounts an overlay is who makes its files, before they are given to their owners: it must be
+            // somebody whom the mapping knows, and may do it.
+            let mine = capability::get()?;
+            process::set_files_id(users.ids.first);
+            capability::set(mine)?;
             mount::overlay(&lower, &own.join(UPPER), &own.join(WORK))
         })
     }
 
     /// What is at `sub_path` in the image of the layers `lower` (top first), read-only, attached nowhere. `sub_path` is
     /// resolved as if the image were `/`.
-    pub fn volume(&self, lower: &[PathBuf], sub_path: &Path, user: Option<&OwnedFd>) -> io::Result<OwnedFd> {
-        let root = match (lower, user) {
+    pub fn volume(&self, lower: &[PathBuf], sub_path: &Path, users: Option<&Users>) -> io::Result<OwnedFd> {
+        let root = match (lower, users) {
             ([], _) => return Err(io::Error::new(io::ErrorKind::NotFound, "the image has no layers")),
             ([only], None) => mount::clone_tree(only, false)?,
-            ([only], Some(user)) => mapped(only, user)?,
+            ([only], Some(users)) => mapped(only, users)?,
             (layers, None) => mount::overlay_read_only(layers)?,
-            (layers, Some(user)) => {
-                let (below, lower) = mapped_layers(layers, user)?;
+            (layers, Some(users)) => {
+                let (below, lower) = mapped_layers(layers, users)?;
                 self.namespace.run_in_copy(|| {
                     mount::attach(&below, CWD, Path::new(MountNamespace::FIRST))?;
                     mount::overlay_read_only(&lower)
@@ -100,16 +129,14 @@ impl Layers {
     }
 }
 
-/// A copy of the mount at `path`, attached nowhere, its owners mapped for `user`.
-fn mapped(path: &Path, user: &OwnedFd) -> io::Result<OwnedFd> {
-    let tree = mount::clone_tree(path, false)?;
-    mount::set_id_map(&tree, user).map_err(|error| id_map_failed(path, error))?;
-    Ok(tree)
+/// A copy of the mount at `path`, attached nowhere, its owners mapped for `users`.
+fn mapped(path: &Path, users: &Users) -> io::Result<OwnedFd> {
+    users.map(mount::clone_tree(path, false)?, path)
 }
 
 /// The directory above all of `lower` with its owners mapped, and the paths of `lower` once that is attached as
 /// [`MountNamespace::FIRST`].
-fn mapped_layers(lower: &[PathBuf], user: &OwnedFd) -> io::Result<(OwnedFd, Vec<PathBuf>)> {
+fn mapped_layers(lower: &[PathBuf], users: &Users) -> io::Result<(OwnedFd, Vec<PathBuf>)> {
     // <dir>/<layer>/diff
     let dir = lower.first().and_then(|layer| layer.ancestors().nth(2));
     let dir = dir.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the image has no layers"))?;
@@ -117,14 +144,5 @@ fn mapped_layers(lower: &[PathBuf], user: &OwnedFd) -> io::Result<(OwnedFd, Vec<
         let name = layer.strip_prefix(dir).map_err(io::Error::other)?;
         Ok(Path::new(MountNamespace::FIRST).join(name))
     });
-    Ok((mapped(dir, user)?, below.collect::<io::Result<_>>()?))
-}
-
-/// What a failure to map ids says: the kernel only says "invalid".
-pub fn id_map_failed(path: &Path, error: io::Error) -> io::Error {
-    if error.kind() != io::ErrorKind::InvalidInput {
-        return error;
-    }
-    let told = format!("the file system of {} does not support id-mapped mounts", path.display());
-    io::Error::new(io::ErrorKind::Unsupported, told)
+    Ok((mapped(dir, users)?, below.collect::<io::Result<_>>()?))
 }

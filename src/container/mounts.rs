@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::create::PodUsers;
-use super::layers::{Layers, id_map_failed};
+use super::layers::{Layers, Users};
 use super::spec::{Bind, BindSource, SandboxFile};
 use super::{ContainerError, Containers, blocking, volume};
 use crate::sys::mount::{self, Attributes, Propagation};
@@ -27,7 +26,7 @@ enum Source {
 
 impl Containers {
     /// The binds as detached mounts, in order. `run_dir` has the pod's files, `dir` is the container's directory,
-    /// `rootfs` the image that volumes get their first contents from, `user` the pod's user namespace.
+    /// `rootfs` the image that volumes get their first contents from, `users` the pod's if it has a user namespace.
     pub(super) async fn open_binds(
         &self,
         binds: &[Bind],
@@ -35,7 +34,7 @@ impl Containers {
         run_dir: &Path,
         dir: &Path,
         rootfs: &OwnedFd,
-        user: Option<PodUsers>,
+        users: Option<Users>,
     ) -> Result<Vec<OwnedFd>, ContainerError> {
         let mut sources = Vec::with_capacity(binds.len());
         for bind in binds {
@@ -47,7 +46,7 @@ impl Containers {
             rootfs: rootfs
                 .try_clone()
                 .map_err(ContainerError::path("duplicate the root of", dir))?,
-            user,
+            users,
         };
         let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
             sources
@@ -107,17 +106,16 @@ fn name(file: SandboxFile) -> &'static str {
 struct From {
     layers: Arc<Layers>,
     rootfs: OwnedFd,
-    user: Option<PodUsers>,
+    users: Option<Users>,
 }
 
 fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerError> {
     let at = &bind.destination;
-    let user = from.user.as_ref().filter(|_| bind.id_mapped);
-    let map = |mount: OwnedFd, path: &Path| match user {
-        None => Ok(mount),
-        Some(user) => mount::set_id_map(&mount, &user.namespace)
-            .map(|()| mount)
-            .map_err(|error| id_map_failed(path, error))
+    let users = from.users.as_ref().filter(|_| bind.id_mapped);
+    let map = |tree: OwnedFd, path: &Path| match users {
+        None => Ok(tree),
+        Some(users) => users
+            .map(tree, path)
             .map_err(ContainerError::path("map the ids of", path)),
     };
     let mount = match &source {
@@ -133,10 +131,10 @@ fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerEr
         }
         Source::Image { lower, sub_path } => from
             .layers
-            .volume(lower, sub_path, user.map(|user| &user.namespace))
+            .volume(lower, sub_path, users)
             .map_err(ContainerError::path("mount an image at", at))?,
         Source::Volume { dir, from: inside } => {
-            let ids = user.map(|user| user.ids);
+            let ids = users.map(|users| users.ids);
             volume::fill(&from.rootfs, inside, dir, ids).map_err(ContainerError::path("fill the volume", inside))?;
             let tree = mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?;
             map(tree, dir)?

@@ -86,7 +86,11 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     drop(rootfs);
     bind_from_stage(&mut spec, &mounts)?;
     let late = take_late(mounts, late_mounts)?;
-    process::with_files_of(root_id, || make_cwd(&spec, &root, &policy.cwd)).map_err(io("make the working directory"))?;
+    // Root of the node has no number in the pod's user namespace, and can own nothing there.
+    process::set_files_id(root_id);
+    let made = make_cwd(&spec, &root, &policy.cwd);
+    process::set_files_id(0);
+    made.map_err(io("make the working directory"))?;
 
     let mut linux = spec.linux().clone().unwrap_or_default();
     linux.set_seccomp(None).set_resources(None).set_cgroups_path(None);

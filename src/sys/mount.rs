@@ -29,8 +29,14 @@ pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<Owned
     fsconfig_set_string(&context, "workdir", work).map_err(|e| failed("overlay workdir", work, e))?;
     fsconfig_set_flag(&context, "volatile").map_err(|e| failed("overlay volatile", upper, e))?;
     fsconfig_create(&context).map_err(|e| failed("overlay at", upper, e))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .map_err(|e| failed("fsmount overlay at", upper, e))
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .map_err(|e| failed("fsmount overlay at", upper, e))?;
+    let flags = rustix::fs::fstatvfs(&mount).map_err(|e| failed("statvfs overlay at", upper, e))?.f_flag;
+    if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        let why = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the kernel can make no files in the work directory");
+        return Err(failed("overlay at", upper, why));
+    }
+    Ok(mount)
 }
 
 /// A detached read-only overlay of at least two `lower` directories (top first).

@@ -209,19 +209,14 @@ pub fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
-/// Does `work` as user and group `id` as far as files go, and without root's privileges over them (setfsuid(2)).
-pub fn with_files_of<T>(id: u32, work: impl FnOnce() -> T) -> T {
-    let be = |id: u32| {
-        // SAFETY: numbers only. The group first: without privilege it could not be changed any more.
-        unsafe {
-            libc::syscall(libc::SYS_setfsgid, id);
-            libc::syscall(libc::SYS_setfsuid, id);
-        }
-    };
-    be(id);
-    let done = work();
-    be(0);
-    done
+/// Makes this thread user and group `id` as far as files go (setfsuid(2)), without root's privileges over them unless
+/// that is root.
+pub fn set_files_id(id: u32) {
+    // SAFETY: numbers only. The group first: without privilege it could not be changed any more.
+    unsafe {
+        libc::syscall(libc::SYS_setfsgid, id);
+        libc::syscall(libc::SYS_setfsuid, id);
+    }
 }
 
 /// Limits resource number `resource` (RLIMIT_*) of this process; `u64::MAX` is no limit. Where this process may not raise
