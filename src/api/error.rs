@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use crate::container::ContainerError;
+use crate::container::{CdiError, ContainerError};
 use crate::container::spec::SpecError;
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
@@ -64,6 +64,17 @@ impl ToCode for ContainerError {
             Self::Monitor { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
             Self::Seccomp(_) => Code::InvalidArgument,
+            Self::Cdi(source) => source.code(),
+        }
+    }
+}
+
+impl ToCode for CdiError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Name { .. } => Code::InvalidArgument,
+            Self::Unknown { .. } => Code::NotFound,
+            Self::Twice { .. } | Self::Edit { .. } | Self::Node { .. } => Code::FailedPrecondition,
         }
     }
 }

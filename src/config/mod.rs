@@ -63,6 +63,7 @@ pub struct RawNetwork {
 pub struct RawContainer {
     pub log_line_max_bytes: Option<u32>,
     pub seccomp_profile_root: Option<PathBuf>,
+    pub cdi_dirs: Option<Vec<PathBuf>>,
 }
 
 /// The documented defaults; `crispd config-default` prints this text.
@@ -99,6 +100,8 @@ bridge = "crisp0"
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+# Where CDI specification files are; a later directory wins over an earlier one.
+cdi_dirs = ["/etc/cdi", "/var/run/cdi"]
 "#;
 
 /// Flags that win over the file.
@@ -132,6 +135,7 @@ pub struct Config {
     pub bridge: String,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    pub cdi_dirs: Vec<PathBuf>,
     /// Where exec, attach and port-forward are served.
     pub streaming: SocketAddr,
 }
@@ -223,6 +227,10 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
+        cdi_dirs: raw
+            .container
+            .cdi_dirs
+            .unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
         streaming: SocketAddr::from(([127, 0, 0, 1], 0)),
     };
     let mut mistakes = Vec::new();
@@ -240,6 +248,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .registry_config_dirs
         .iter()
         .chain(&config.cni_bin_dirs)
+        .chain(&config.cdi_dirs)
         .filter(|path| !path.is_absolute())
     {
         mistakes.push(format!(

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 use tokio::sync::watch;
 
+use super::cdi;
 use super::layers::Users;
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
 use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
@@ -133,7 +134,9 @@ impl Containers {
     ) -> Result<Arc<Container>, ContainerError> {
         let sandbox_id = pod.record.id.clone();
         let log_path = log::path(&pod.record.config, &config)?;
-        let (image, lease) = self.image_of(&config)?;
+        let lease = self.image_of(&config)?;
+        let image = lease.image().clone();
+        let volume_images = self.volume_images(&config)?;
         let store = self.parts.store.clone();
         undo.push("container directories", {
             let (store, sandbox_id, id) = (store.clone(), sandbox_id.clone(), id.clone());
@@ -157,6 +160,10 @@ impl Containers {
             id: id.clone(),
             sandbox_id: sandbox_id.clone(),
             image_id: image.id.clone(),
+            volume_images: volume_images
+                .iter()
+                .map(|(reference, lease)| (reference.clone(), lease.image().id.clone()))
+                .collect(),
             created_at_ns: now_ns(),
             cgroup: format!("{}/{id}", pod.record.cgroup_parent),
             log_path,
@@ -189,7 +196,7 @@ impl Containers {
         let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         fault::point("create: cgroup made").await?;
         let mounts = self
-            .open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs, users)
+            .open_binds(&built.binds, &volumes, &volume_images, &run_dir, &dir, &rootfs, users)
             .await?;
         let log = match record.log_path.clone() {
             None => None,
@@ -248,7 +255,7 @@ impl Containers {
             resources: Mutex::new(resources),
             policy: Some(built.policy),
             monitor: Mutex::new(Some(pod.monitor)),
-            _lease: Some(lease),
+            _leases: volume_images.into_values().chain([lease]).collect(),
             inherited: Inherited::default(),
         });
         self.index
@@ -259,27 +266,25 @@ impl Containers {
         Ok(container)
     }
 
-    fn image_of(&self, config: &cri::ContainerConfig) -> Result<(Arc<Image>, Lease), ContainerError> {
-        let reference = config
-            .image
-            .as_ref()
-            .map(|image| image.image.clone())
-            .unwrap_or_default();
-        if reference.is_empty() {
-            return Err(ContainerError::Invalid {
+    fn image_of(&self, config: &cri::ContainerConfig) -> Result<Lease, ContainerError> {
+        match config.image.as_ref().map(|image| image.image.as_str()) {
+            None | Some("") => Err(ContainerError::Invalid {
                 what: "container config: image is missing".to_owned(),
-            });
+            }),
+            Some(reference) => self.hold(reference),
         }
-        let image = self
-            .parts
-            .images
-            .find(&reference)
-            .ok_or(ContainerError::ImageNotFound { reference })?;
-        let lease = self.parts.images.hold(&image.id);
-        let lease = lease.ok_or_else(|| ContainerError::ImageGone {
-            image_id: image.id.clone(),
+    }
+
+    /// Keeps the layers of an image for a container.
+    pub(super) fn hold(&self, reference: &str) -> Result<Lease, ContainerError> {
+        let image = self.parts.images.find(reference);
+        let image = image.ok_or_else(|| ContainerError::ImageNotFound {
+            reference: reference.to_owned(),
         })?;
-        Ok((image, lease))
+        let lease = self.parts.images.hold(&image.id);
+        lease.ok_or_else(|| ContainerError::ImageGone {
+            image_id: image.id.clone(),
+        })
     }
 
     /// Root file system and description: what blocks is on a thread that may.
@@ -297,7 +302,8 @@ impl Containers {
             let pod = pod.record;
             let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
             let rootfs = this.mount_rootfs(&dir, &image, users.as_ref())?;
-            let devices = spec::devices::lookup(&config)?;
+            let cdi::Edited { config, devices } = cdi::apply(&config, &this.parts.cdi_dirs)?;
+            let devices = [spec::devices::lookup(&config)?, devices].concat();
             let hostname = hostname(&pod.config);
             let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
             let built = spec::build(&Input {

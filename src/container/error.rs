@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::cdi::CdiError;
 use super::spec::SpecError;
 use super::spec::seccomp::SeccompError;
 use crate::model::{ContainerId, ImageId, SandboxId};
@@ -78,6 +79,8 @@ pub enum ContainerError {
         path: String,
         source: io::Error,
     },
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("seccomp profile")]

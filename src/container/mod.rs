@@ -1,6 +1,7 @@
 //! A container's life, one verb a file. What a container is to be (its OCI spec) is in [`spec`].
 
 mod attach;
+mod cdi;
 mod create;
 mod error;
 mod exec;
@@ -30,6 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 pub use attach::{AttachPipes, Attachment};
+pub use cdi::CdiError;
 pub use error::ContainerError;
 pub use exec::{ExecPipes, ExecProcess, ExecStreams};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
@@ -63,8 +65,9 @@ pub struct Container {
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
     monitor: Mutex<Option<Client>>,
-    /// Keeps the image's layers while the container lives. Absent if they were gone when the daemon came back.
-    _lease: Option<Lease>,
+    /// Keep the layers of its image, and of those it has as volumes, while the container lives. Without those that were
+    /// gone when the daemon came back.
+    _leases: Vec<Lease>,
     inherited: Inherited,
 }
 
@@ -125,6 +128,8 @@ pub struct Parts {
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    /// Where CDI specification files are.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 /// All containers.

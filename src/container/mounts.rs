@@ -3,6 +3,7 @@
 //! Every path of the host is resolved here, once, and from then on held by descriptor: what a symlink points to
 //! later, or what is mounted over it, changes nothing.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use std::time::Duration;
 use super::layers::{Layers, Users};
 use super::spec::{Bind, BindSource, SandboxFile};
 use super::{ContainerError, Containers, blocking, volume};
+use crate::cri;
+use crate::image::Lease;
 use crate::sys::mount::{self, Attributes, Propagation};
 
 /// How long the host's file systems may take to answer for all binds together.
@@ -24,6 +27,9 @@ enum Source {
     Volume { dir: PathBuf, from: PathBuf },
 }
 
+/// Images that are mounted as volumes.
+pub(super) type VolumeImages = BTreeMap<String, Lease>;
+
 impl Containers {
     /// The binds as detached mounts, in order. `run_dir` has the pod's files, `dir` is the container's directory,
     /// `rootfs` the image that volumes get their first contents from, `users` the pod's if it has a user namespace.
@@ -31,6 +37,7 @@ impl Containers {
         &self,
         binds: &[Bind],
         volumes: &[PathBuf],
+        images: &VolumeImages,
         run_dir: &Path,
         dir: &Path,
         rootfs: &OwnedFd,
@@ -38,7 +45,7 @@ impl Containers {
     ) -> Result<Vec<OwnedFd>, ContainerError> {
         let mut sources = Vec::with_capacity(binds.len());
         for bind in binds {
-            sources.push((self.source(bind, volumes, run_dir, dir)?, bind.clone()));
+            sources.push((self.source(bind, volumes, images, run_dir, dir)?, bind.clone()));
         }
         let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
         let from = From {
@@ -64,7 +71,28 @@ impl Containers {
         }
     }
 
-    fn source(&self, bind: &Bind, volumes: &[PathBuf], run_dir: &Path, dir: &Path) -> Result<Source, ContainerError> {
+    /// Holds the images that are mounted as volumes, by the names that the request has for them.
+    pub(super) fn volume_images(&self, config: &cri::ContainerConfig) -> Result<VolumeImages, ContainerError> {
+        let mut held = VolumeImages::new();
+        for image in config.mounts.iter().filter_map(|mount| mount.image.as_ref()) {
+            let reference = image.image.clone();
+            if reference.is_empty() || held.contains_key(&reference) {
+                continue;
+            }
+            let lease = self.hold(&reference)?;
+            held.insert(reference, lease);
+        }
+        Ok(held)
+    }
+
+    fn source(
+        &self,
+        bind: &Bind,
+        volumes: &[PathBuf],
+        images: &VolumeImages,
+        run_dir: &Path,
+        dir: &Path,
+    ) -> Result<Source, ContainerError> {
         Ok(match &bind.source {
             BindSource::Host(path) => Source::Path {
                 path: path.clone(),
@@ -75,12 +103,11 @@ impl Containers {
                 make: false,
             },
             BindSource::Image { image, sub_path } => {
-                let found = self.parts.images.find(&image.image);
-                let found = found.ok_or_else(|| ContainerError::ImageNotFound {
+                let held = images.get(&image.image).ok_or_else(|| ContainerError::ImageNotFound {
                     reference: image.image.clone(),
                 })?;
                 Source::Image {
-                    lower: self.parts.images.layers(&found),
+                    lower: self.parts.images.layers(held.image()),
                     sub_path: sub_path.clone(),
                 }
             }
@@ -140,18 +167,18 @@ fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerEr
             map(tree, dir)?
         }
     };
-    // Propagation is everything's below, and read-only if so asked; the rest is the top mount's own.
+    // Read-only is the top mount's own, unless asked for otherwise. The rest is everything's below: what is not to be
+    // executed here is not to be executed there either.
     let all_below = Attributes {
         propagation: Some(bind.propagation),
         read_only: bind.recursive_read_only,
-        recursive: true,
-        ..Attributes::default()
-    };
-    let top = Attributes {
-        read_only: bind.read_only,
         nosuid: bind.nosuid,
         nodev: bind.nodev,
         noexec: bind.noexec,
+        recursive: true,
+    };
+    let top = Attributes {
+        read_only: bind.read_only,
         ..Attributes::default()
     };
     mount::set_attributes(mount.as_fd(), all_below)

@@ -70,7 +70,11 @@ impl Containers {
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
             policy,
             monitor: Mutex::new(monitor),
-            _lease: self.parts.images.hold(&record.image_id),
+            _leases: [&record.image_id]
+                .into_iter()
+                .chain(record.volume_images.values())
+                .filter_map(|image_id| self.parts.images.hold(image_id))
+                .collect(),
             record,
         });
         self.end_execs(&container, snapshot).await;

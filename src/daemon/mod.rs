@@ -99,6 +99,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
+        cdi_dirs: config.cdi_dirs.clone(),
     };
     let containers = Arc::new(Containers::new(parts, layers));
     let netns_dir = config.run.join("netns");
@@ -184,6 +185,7 @@ fn settings(config: &Config) -> String {
         "cniConfDir": config.cni_conf_dir,
         "cniBinDirs": config.cni_bin_dirs,
         "bridge": config.bridge,
+        "cdiDirs": config.cdi_dirs,
         "logLineMaxBytes": config.log_line_max_bytes,
     })
     .to_string()

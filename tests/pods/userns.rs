@@ -97,7 +97,7 @@ fn root_inside_is_nobody_on_the_node_and_so_is_an_exec() {
 fn files_have_the_images_owners_inside_and_on_the_disk() {
     let pod = pod("disk");
     // One layer, and several.
-    for (name, image_name) in [("one", "toolbox"), ("several", "in-use")] {
+    for (name, image_name) in [("one", "toolbox"), ("several", "layered")] {
         world().pull(&reference(image_name)).unwrap();
         let c = pod.idle(name, |config| config.image = Some(image(&reference(image_name))));
         assert_eq!(
@@ -270,7 +270,7 @@ fn id_mappings_that_cannot_be_are_refused_by_name() {
 
 #[test]
 fn images_as_volumes_and_volumes_of_images_have_the_images_owners() {
-    world().pull(&reference("in-use")).unwrap();
+    world().pull(&reference("layered")).unwrap();
     let pod = pod("volumes");
     let volume = |name: &str, sub_path: &str, at: &str| cri::Mount {
         image: Some(image(&reference(name))),
@@ -282,8 +282,8 @@ fn images_as_volumes_and_volumes_of_images_have_the_images_owners() {
     let c = pod.idle("c", |config| {
         config.mounts = vec![
             volume("toolbox", "", "/one"),
-            volume("in-use", "", "/several"),
-            volume("in-use", "data", "/part"),
+            volume("layered", "", "/several"),
+            volume("layered", "data", "/part"),
         ];
     });
     assert_eq!(
