@@ -2,8 +2,8 @@
 
 use tonic::{Code, Status};
 
-use crate::container::{CdiError, ContainerError};
 use crate::container::spec::SpecError;
+use crate::container::{CdiError, ContainerError};
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;

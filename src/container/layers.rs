@@ -29,7 +29,10 @@ impl Users {
             Ok(()) => Ok(mount),
             // The kernel says no more than that.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                let told = format!("the file system of {} does not support id-mapped mounts", path.display());
+                let told = format!(
+                    "the file system of {} does not support id-mapped mounts",
+                    path.display()
+                );
                 Err(io::Error::new(io::ErrorKind::Unsupported, told))
             }
             Err(error) => Err(error),
@@ -79,7 +82,8 @@ impl Layers {
             namespace: userns::create(ids, false)?.user,
             ids,
         };
-        self.root(&[probe.join("layers/one/diff")], probe, Some(&users)).map(drop)
+        self.root(&[probe.join("layers/one/diff")], probe, Some(&users))
+            .map(drop)
     }
 
     /// The writable root of the container whose directory is `dir`, on top of `lower` (top first), attached nowhere.

@@ -24,10 +24,7 @@ pub fn fill(rootfs: &OwnedFd, from: &Path, volume: &Path, ids: Option<IdRange>) 
         Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) => return Ok(()),
         opened => opened?,
     };
-    let mut copy = Copy {
-        left: LIMIT_BYTES,
-        ids,
-    };
+    let mut copy = Copy { left: LIMIT_BYTES, ids };
     copy.directory(source.as_fd(), volume)
 }
 
@@ -44,54 +41,54 @@ struct Copy {
 }
 
 impl Copy {
-fn directory(&mut self, source: std::os::fd::BorrowedFd<'_>, target: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(path_of(source))? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let to = target.join(&name);
-        let kind = entry.file_type()?;
-        let metadata = entry.metadata()?;
-        if kind.is_dir() {
-            fs::create_dir(&to)?;
-            let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let below = rustix::fs::openat(source, &name, flags, Mode::empty())?;
-            self.directory(below.as_fd(), &to)?;
-        } else if kind.is_symlink() {
-            std::os::unix::fs::symlink(fs::read_link(entry.path())?, &to)?;
-            let (uid, gid) = self.owner(&metadata);
+    fn directory(&mut self, source: std::os::fd::BorrowedFd<'_>, target: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(path_of(source))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let to = target.join(&name);
+            let kind = entry.file_type()?;
+            let metadata = entry.metadata()?;
+            if kind.is_dir() {
+                fs::create_dir(&to)?;
+                let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let below = rustix::fs::openat(source, &name, flags, Mode::empty())?;
+                self.directory(below.as_fd(), &to)?;
+            } else if kind.is_symlink() {
+                std::os::unix::fs::symlink(fs::read_link(entry.path())?, &to)?;
+                let (uid, gid) = self.owner(&metadata);
                 lchown(&to, Some(uid), Some(gid))?;
-        } else if kind.is_file() {
-            self.left = self.left.checked_sub(metadata.len()).ok_or_else(|| {
-                io::Error::new(
-                    io::ErrorKind::FileTooLarge,
-                    format!("more than {LIMIT_BYTES} bytes in the image"),
-                )
-            })?;
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let mut from = fs::File::from(rustix::fs::openat(source, &name, flags, Mode::empty())?);
-            let mut into = fs::File::create(&to)?;
-            io::copy(&mut from, &mut into)?;
-            self.keep_attributes(&metadata, &to)?;
+            } else if kind.is_file() {
+                self.left = self.left.checked_sub(metadata.len()).ok_or_else(|| {
+                    io::Error::new(
+                        io::ErrorKind::FileTooLarge,
+                        format!("more than {LIMIT_BYTES} bytes in the image"),
+                    )
+                })?;
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mut from = fs::File::from(rustix::fs::openat(source, &name, flags, Mode::empty())?);
+                let mut into = fs::File::create(&to)?;
+                io::copy(&mut from, &mut into)?;
+                self.keep_attributes(&metadata, &to)?;
+            }
+            // Devices, sockets and pipes do not belong into a volume.
         }
-        // Devices, sockets and pipes do not belong into a volume.
+        self.keep_attributes(&fs::metadata(path_of(source))?, target)
     }
-    self.keep_attributes(&fs::metadata(path_of(source))?, target)
-}
 
-fn keep_attributes(&self, metadata: &fs::Metadata, to: &Path) -> io::Result<()> {
-    let (uid, gid) = self.owner(metadata);
-    chown(to, Some(uid), Some(gid))?;
-    fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
-    let time = |seconds, nanoseconds| Timespec {
-        tv_sec: seconds,
-        tv_nsec: nanoseconds,
-    };
-    let times = Timestamps {
-        last_access: time(metadata.atime(), metadata.atime_nsec()),
-        last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
-    };
-    Ok(utimensat(CWD, to, &times, AtFlags::empty())?)
-}
+    fn keep_attributes(&self, metadata: &fs::Metadata, to: &Path) -> io::Result<()> {
+        let (uid, gid) = self.owner(metadata);
+        chown(to, Some(uid), Some(gid))?;
+        fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))?;
+        let time = |seconds, nanoseconds| Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds,
+        };
+        let times = Timestamps {
+            last_access: time(metadata.atime(), metadata.atime_nsec()),
+            last_modification: time(metadata.mtime(), metadata.mtime_nsec()),
+        };
+        Ok(utimensat(CWD, to, &times, AtFlags::empty())?)
+    }
 
     /// User and group as the image has them. Whom the pod has no number for shows as nobody, and stays that.
     fn owner(&self, metadata: &fs::Metadata) -> (u32, u32) {

@@ -299,7 +299,14 @@ fn make_cwd(spec: &Spec, root: &Path, cwd: &Path) -> io::Result<()> {
     }
     match stage::make_directory(root, cwd) {
         // A root that cannot be written to, or not by the pod's root alone: entering it will say so, or make it.
-        Err(e) if matches!(e.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => Ok(()),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }

@@ -36,7 +36,10 @@ impl Sandboxes {
     ) -> Result<SandboxId, Arc<SandboxError>> {
         validate(&config)?;
         if spec::namespaces::user_ids(&config).is_some() {
-            self.parts.containers.user_namespaces().map_err(|why| SandboxError::NoUserNamespaces { why })?;
+            self.parts
+                .containers
+                .user_namespaces()
+                .map_err(|why| SandboxError::NoUserNamespaces { why })?;
         }
         if !self.parts.runtime_handlers.contains(&runtime_handler) {
             let known = self.parts.runtime_handlers.clone();

@@ -31,9 +31,14 @@ pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<Owned
     fsconfig_create(&context).map_err(|e| failed("overlay at", upper, e))?;
     let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
         .map_err(|e| failed("fsmount overlay at", upper, e))?;
-    let flags = rustix::fs::fstatvfs(&mount).map_err(|e| failed("statvfs overlay at", upper, e))?.f_flag;
+    let flags = rustix::fs::fstatvfs(&mount)
+        .map_err(|e| failed("statvfs overlay at", upper, e))?
+        .f_flag;
     if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
-        let why = io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the kernel can make no files in the work directory");
+        let why = io::Error::new(
+            io::ErrorKind::ReadOnlyFilesystem,
+            "the kernel can make no files in the work directory",
+        );
         return Err(failed("overlay at", upper, why));
     }
     Ok(mount)

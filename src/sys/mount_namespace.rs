@@ -75,11 +75,19 @@ mod tests {
 
     #[test]
     fn what_is_attached_there_is_seen_by_nobody_and_does_not_stay() {
-        let seen = || std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" /first ");
+        let seen = || {
+            std::fs::read_to_string("/proc/self/mountinfo")
+                .unwrap()
+                .contains(" /first ")
+        };
         let namespace = MountNamespace::create().unwrap();
         for _ in 0..2 {
             let marked = mount::tmpfs(1 << 20, 0o700).unwrap();
-            std::fs::write(format!("/proc/self/fd/{}/mark", std::os::fd::AsRawFd::as_raw_fd(&marked)), "").unwrap();
+            std::fs::write(
+                format!("/proc/self/fd/{}/mark", std::os::fd::AsRawFd::as_raw_fd(&marked)),
+                "",
+            )
+            .unwrap();
             let clone = namespace.run_in_copy(|| {
                 let mark = Path::new(MountNamespace::FIRST).join("mark");
                 assert!(!mark.exists(), "an earlier mount stayed");

@@ -164,7 +164,11 @@ mod tests {
         assert_ne!(of(&network), std::fs::read_link("/proc/self/ns/net").unwrap());
         // SAFETY: NS_GET_USERNS takes no argument and returns a new descriptor.
         let owner = unsafe { std::os::fd::FromRawFd::from_raw_fd(libc::ioctl(network.as_raw_fd(), 0xb701)) };
-        assert_eq!(of(&owner), of(&made.user), "the network belongs to another user namespace");
+        assert_eq!(
+            of(&owner),
+            of(&made.user),
+            "the network belongs to another user namespace"
+        );
         assert!(create(IDS, false).unwrap().network.is_none());
     }
 

@@ -235,7 +235,10 @@ async fn a_pod_with_a_user_namespace_has_no_root_of_the_node_in_it() {
     let join = |json: &mut serde_json::Value, _: &mut crisp::monitor::client::ContainerFds| {
         let user = serde_json::json!({"type": "user", "path": "nsfd:user"});
         let network = serde_json::json!({"type": "network", "path": "nsfd:net"});
-        json["linux"]["namespaces"].as_array_mut().unwrap().extend([user, network]);
+        json["linux"]["namespaces"]
+            .as_array_mut()
+            .unwrap()
+            .extend([user, network]);
     };
     let script = "id -u; echo mine > /dev/stdout; until test -e /dev/shm/go; do sleep 0.02; done";
     let (container, process) = pod.create_as(shell(script), |_| {}, join).await.unwrap();

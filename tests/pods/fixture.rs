@@ -145,8 +145,12 @@ impl World {
             bin.join("crispd").exists(),
             "hack/build makes target/bin/crispd, which is tested here"
         );
+        let cdi = ["etc", "run"].map(|name| dir.join("cdi").join(name));
+        fs::write(dir.join("crisp.toml"), format!("[container]\ncdi_dirs = {cdi:?}\n")).expect("settings");
         let daemon = netns::run_in(netns, || {
             Command::new(bin.join("crispd"))
+                .arg("--config")
+                .arg(dir.join("crisp.toml"))
                 .args(["--network", "embedded", "--log", "info,crisp=debug", "--dir"])
                 .arg(dir.join("d"))
                 .arg("--lib-dir")

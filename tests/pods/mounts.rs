@@ -301,7 +301,11 @@ fn read_only_all_the_way_down() {
             propagation: propagation.into(),
             ..read_only(&top.0, "/m")
         };
-        assert!(refused(&pod, passing_on).message().contains("propagation is not private"));
+        assert!(
+            refused(&pod, passing_on)
+                .message()
+                .contains("propagation is not private")
+        );
     }
 }
 
@@ -417,7 +421,10 @@ fn a_part_of_an_image_is_looked_for_inside_it() {
         assert_eq!(c.sh("cat /part/passwd"), crate::registry::PASSWD.trim_end(), "{link}");
     }
     for outside in ["../etc", "/etc", "a/../../etc"] {
-        assert!(refused(&pod, volume(outside)).message().contains("leaves the image"), "{outside}");
+        assert!(
+            refused(&pod, volume(outside)).message().contains("leaves the image"),
+            "{outside}"
+        );
     }
 }
 
@@ -429,7 +436,9 @@ fn an_image_that_is_a_volume_is_told_and_kept_while_its_container_lives() {
     let image_id = world.pull(&tag).unwrap();
     let ballast = || {
         let layers = fs::read_dir(world.dir.join("d/lib/images/layers")).unwrap();
-        layers.filter(|layer| layer.as_ref().unwrap().path().join("diff/ballast").exists()).count()
+        layers
+            .filter(|layer| layer.as_ref().unwrap().path().join("diff/ballast").exists())
+            .count()
     };
     {
         let pod = world.pod("image-volume");
@@ -437,8 +446,16 @@ fn an_image_that_is_a_volume_is_told_and_kept_while_its_container_lives() {
             image: Some(image(&tag)),
             ..read_only(Path::new(""), "/v")
         };
-        let c = pod.idle("c", with(vec![volume.clone(), bind(&world.directory("beside"), "/beside")]));
-        let told = || c.status().mounts.into_iter().map(|mount| mount.image.unwrap_or_default().image_ref);
+        let c = pod.idle(
+            "c",
+            with(vec![volume.clone(), bind(&world.directory("beside"), "/beside")]),
+        );
+        let told = || {
+            c.status()
+                .mounts
+                .into_iter()
+                .map(|mount| mount.image.unwrap_or_default().image_ref)
+        };
         assert_eq!(told().collect::<Vec<_>>(), [image_id.as_str(), ""]);
         let request = cri::RemoveImageRequest {
             image: Some(image(&tag)),

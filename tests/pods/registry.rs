@@ -182,7 +182,13 @@ fn content() -> Content {
     links.link("escape", "../../../../etc");
     links.link("absolute", "/etc");
     let links = links.finish();
-    add(&mut content, "layered", &["1"], json!({"Cmd": ["sh"]}), &[&base, &links]);
+    add(
+        &mut content,
+        "layered",
+        &["1"],
+        json!({"Cmd": ["sh"]}),
+        &[&base, &links],
+    );
     for (n, name) in ["moves", "tags", "in-use", "forms", "foreign", "filtered", "volume"]
         .into_iter()
         .enumerate()

@@ -33,7 +33,7 @@ fn users(mode: NamespaceMode, uids: Vec<cri::IdMapping>, gids: Vec<cri::IdMappin
     })
 }
 
-fn own_users() -> Option<cri::UserNamespace> {
+pub fn own_users() -> Option<cri::UserNamespace> {
     users(NamespaceMode::Pod, mapping(FIRST), mapping(FIRST))
 }
 
@@ -86,7 +86,10 @@ fn root_inside_is_nobody_on_the_node_and_so_is_an_exec() {
     assert_eq!(of("self"), of("1"), "an exec is held to less than the first process");
     let user_namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
     assert_ne!(user_namespace(&c.pid().to_string()), user_namespace("self"));
-    assert_eq!(user_namespace(&c.pid().to_string()), user_namespace(&pod.pid().to_string()));
+    assert_eq!(
+        user_namespace(&c.pid().to_string()),
+        user_namespace(&pod.pid().to_string())
+    );
     // The node's own files do not know it, wherever they show.
     assert_eq!(c.exec(&["sh", "-c", "echo 0 > /proc/sys/vm/swappiness"]).code, 1);
     let told = pod.status().linux.unwrap().namespaces.unwrap().options.unwrap();
@@ -155,7 +158,10 @@ fn the_network_is_the_pods_to_rule() {
         });
     });
     assert_eq!(c.sh("cat /proc/sys/net/ipv4/ip_default_ttl"), "77");
-    assert_eq!(c.sh("cat /proc/sys/net/ipv4/ping_group_range | tr -s '\\t' ' '"), "0 65535");
+    assert_eq!(
+        c.sh("cat /proc/sys/net/ipv4/ping_group_range | tr -s '\\t' ' '"),
+        "0 65535"
+    );
     assert_eq!(c.sh("ls /sys/class/net | sort | tr '\\n' ' '"), "eth0 lo");
     c.sh("ip address add 198.51.100.7/32 dev lo && ip address show dev lo | grep -q 198.51.100.7");
     let address: SocketAddr = format!("{}:80", pod.ip()).parse().unwrap();
@@ -172,8 +178,14 @@ fn memory_messages_names_and_files_of_the_pod_are_usable() {
     let alice = pod.idle("alice", |config| security(config).run_as_user = int(1000));
     assert_eq!(c.sh("stat -c '%u:%g %a' /dev/shm"), "0:0 1777");
     alice.sh("echo hers > /dev/shm/hers");
-    assert_eq!(c.sh("stat -c %u /dev/shm/hers; cat /dev/shm/hers; rm /dev/shm/hers"), "1000\nhers");
-    assert_eq!(c.sh("grep -c ' /dev/mqueue mqueue ' /proc/mounts; touch /dev/mqueue/q; ls /dev/mqueue"), "1\nq");
+    assert_eq!(
+        c.sh("stat -c %u /dev/shm/hers; cat /dev/shm/hers; rm /dev/shm/hers"),
+        "1000\nhers"
+    );
+    assert_eq!(
+        c.sh("grep -c ' /dev/mqueue mqueue ' /proc/mounts; touch /dev/mqueue/q; ls /dev/mqueue"),
+        "1\nq"
+    );
     assert_eq!(alice.sh("ls /dev/mqueue"), "q");
     assert_eq!(c.sh("hostname; cat /etc/hostname"), "shared\nshared");
     for file in ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"] {
@@ -181,13 +193,17 @@ fn memory_messages_names_and_files_of_the_pod_are_usable() {
         assert_eq!(alice.exec(&["cat", file]).code, 0, "{file}");
         c.sh(&format!("echo '# mine' >> {file}"));
     }
-    assert_eq!(c.sh("stat -c '%u' /proc/1 /sys /dev /dev/pts/ptmx /proc/sys/net | sort -u"), "0\n65534");
+    assert_eq!(
+        c.sh("stat -c '%u' /proc/1 /sys /dev /dev/pts/ptmx /proc/sys/net | sort -u"),
+        "0\n65534"
+    );
 }
 
 #[test]
 fn standard_streams_groups_and_the_images_user_are_as_ever() {
     let pod = pod("streams");
-    let say = "echo one > /dev/stdout; echo two > /dev/stderr; id -u; id -G; echo three >> /proc/self/fd/1; sleep 100000";
+    let say =
+        "echo one > /dev/stdout; echo two > /dev/stderr; id -u; id -G; echo three >> /proc/self/fd/1; sleep 100000";
     let c = pod.start("c", &["sh", "-c", say], |config| {
         let context = security(config);
         context.run_as_user = int(1000);
@@ -198,19 +214,36 @@ fn standard_streams_groups_and_the_images_user_are_as_ever() {
     log.sort();
     assert_eq!(
         log,
-        ["stderr F two", "stdout F 1000", "stdout F 1000 50 63 4242", "stdout F one", "stdout F three"]
+        [
+            "stderr F two",
+            "stdout F 1000",
+            "stdout F 1000 50 63 4242",
+            "stdout F one",
+            "stdout F three"
+        ]
     );
     assert_eq!(ids_on_the_node(c.pid(), "Uid:"), [FIRST + 1000; 4]);
     assert_eq!(c.sh("echo exec > /dev/stdout; id -u"), "exec\n1000");
-    let tty = pod.start("tty", &["sh", "-c", "test -t 0 && echo a terminal > /dev/tty; stat -c %u $(tty)"], |config| {
-        config.tty = true;
-        security(config).run_as_user = int(1000);
-    });
+    let tty = pod.start(
+        "tty",
+        &["sh", "-c", "test -t 0 && echo a terminal > /dev/tty; stat -c %u $(tty)"],
+        |config| {
+            config.tty = true;
+            security(config).run_as_user = int(1000);
+        },
+    );
     assert_eq!(tty.logged("1000")[0], "stdout F a terminal");
-    let of_image = pod.start("of-image", &["sh", "-c", "id -u; pwd; touch ~/mine && echo home"], |config| {
-        config.image = Some(image(&reference("talkative")));
-    });
-    assert_eq!(of_image.logged("home"), ["stdout F 1000", "stdout F /made/by/crisp", "stdout F home"]);
+    let of_image = pod.start(
+        "of-image",
+        &["sh", "-c", "id -u; pwd; touch ~/mine && echo home"],
+        |config| {
+            config.image = Some(image(&reference("talkative")));
+        },
+    );
+    assert_eq!(
+        of_image.logged("home"),
+        ["stdout F 1000", "stdout F /made/by/crisp", "stdout F home"]
+    );
 }
 
 fn bind(host: &Path, inside: &str, ids: &[cri::IdMapping]) -> cri::Mount {
@@ -240,7 +273,10 @@ fn a_volume_is_mapped_if_that_is_asked_for() {
         ];
     });
     assert_eq!(c.sh("stat -c %u:%g /mapped/of-root /mapped/of-alice"), "0:0\n1000:1000");
-    assert_eq!(c.sh("stat -c %u:%g /plain/of-root /plain/of-alice"), "65534:65534\n65534:65534");
+    assert_eq!(
+        c.sh("stat -c %u:%g /plain/of-root /plain/of-alice"),
+        "65534:65534\n65534:65534"
+    );
     assert_ne!(c.exec(&["touch", "/plain/new"]).code, 0, "it is nobody there");
     c.sh("touch /mapped/new /memory/new; chown 1000:50 /memory/new");
     let owner = |path: PathBuf| fs::metadata(path).map(|found| (found.uid(), found.gid())).unwrap();
@@ -295,22 +331,32 @@ fn images_as_volumes_and_volumes_of_images_have_the_images_owners() {
         config.image = Some(image(&reference("talkative")));
         security(config).run_as_user = int(0);
     });
-    assert_eq!(c.sh("stat -c '%u %a' /data/note /fresh; touch /fresh/new; echo more >> /data/note"), "1000 640\n0 755");
+    assert_eq!(
+        c.sh("stat -c '%u %a' /data/note /fresh; touch /fresh/new; echo more >> /data/note"),
+        "1000 640\n0 755"
+    );
 }
 
 #[test]
 fn devices_are_the_nodes_own_and_no_others_can_be_made() {
     let pod = pod("devices");
     let c = pod.idle("c", |config| {
-        config.devices = [("/dev/zero", "/dev/mine"), ("/dev/full", "/dev/full"), ("/dev/zero", "/dev/deep/zero")]
-            .map(|(host, inside)| cri::Device {
-                host_path: host.into(),
-                container_path: inside.into(),
-                permissions: "rw".into(),
-            })
-            .to_vec();
+        config.devices = [
+            ("/dev/zero", "/dev/mine"),
+            ("/dev/full", "/dev/full"),
+            ("/dev/zero", "/dev/deep/zero"),
+        ]
+        .map(|(host, inside)| cri::Device {
+            host_path: host.into(),
+            container_path: inside.into(),
+            permissions: "rw".into(),
+        })
+        .to_vec();
     });
-    assert_eq!(c.sh("head -c 2 /dev/mine | xxd -p; head -c 1 /dev/deep/zero | xxd -p"), "0000\n00");
+    assert_eq!(
+        c.sh("head -c 2 /dev/mine | xxd -p; head -c 1 /dev/deep/zero | xxd -p"),
+        "0000\n00"
+    );
     for node in ["null", "zero", "full", "random", "urandom", "tty", "ptmx"] {
         assert_eq!(c.exec(&["test", "-c", &format!("/dev/{node}")]).code, 0, "{node}");
     }
@@ -320,11 +366,17 @@ fn devices_are_the_nodes_own_and_no_others_can_be_made() {
 
 #[test]
 fn privileged_is_everything_inside_and_nothing_outside() {
-    let pod = pod_of(world(), "privileged", |config| sandbox_security(config).privileged = true);
+    let pod = pod_of(world(), "privileged", |config| {
+        sandbox_security(config).privileged = true
+    });
     let c = pod.idle("c", |config| security(config).privileged = true);
     c.sh("mkdir /t && mount -t tmpfs none /t && umount /t && hostname other && echo 1 > /proc/sys/net/ipv4/ip_forward");
     assert_eq!(c.sh("stat -c %t:%T /dev/null /dev/zero"), "1:3\n1:5");
-    for outside in ["echo 1 > /proc/sys/kernel/panic", "mknod /tmp/m c 1 1", "echo 0 > /proc/sys/vm/swappiness"] {
+    for outside in [
+        "echo 1 > /proc/sys/kernel/panic",
+        "mknod /tmp/m c 1 1",
+        "echo 0 > /proc/sys/vm/swappiness",
+    ] {
         assert_ne!(c.exec(&["sh", "-c", outside]).code, 0, "{outside}");
     }
 }
@@ -343,7 +395,9 @@ fn a_read_only_root_and_a_directory_that_is_not_there() {
 
 #[test]
 fn with_the_nodes_network_it_is_a_guest_there() {
-    let pod = pod_of(world(), "guest", |config| options(config).network = NamespaceMode::Node.into());
+    let pod = pod_of(world(), "guest", |config| {
+        options(config).network = NamespaceMode::Node.into()
+    });
     let c = pod.idle("c", |config| {
         let context = security(config);
         context.namespace_options.as_mut().unwrap().network = NamespaceMode::Node.into();
@@ -358,7 +412,10 @@ fn with_the_nodes_network_it_is_a_guest_there() {
     assert_ne!(c.exec(&["ip", "link", "add", "type", "veth"]).code, 0);
     assert_eq!(c.exec(&["test", "-e", "/sys/class/net/lo"]).code, 0);
     assert_ne!(c.exec(&["sh", "-c", "echo 1 > /sys/kernel/mm/ksm/run"]).code, 0);
-    assert_eq!(c.sh("grep -c ' /sys/fs/cgroup' /proc/mounts | grep -v ^0 > /dev/null && echo there"), "there");
+    assert_eq!(
+        c.sh("grep -c ' /sys/fs/cgroup' /proc/mounts | grep -v ^0 > /dev/null && echo there"),
+        "there"
+    );
 }
 
 #[test]
@@ -378,7 +435,10 @@ fn user_namespaces_that_cannot_be_are_refused_by_name() {
         (users(Pods, mapping(FIRST), mapping(FIRST + 1)), "as the uids"),
         (users(Pods, with(0, 0), with(0, 0)), "length is 0"),
         (users(Pods, with(COUNT, 1), with(COUNT, 1)), "id 0"),
-        (users(Pods, mapping(u32::MAX - 5), mapping(u32::MAX - 5)), "beyond the last id"),
+        (
+            users(Pods, mapping(u32::MAX - 5), mapping(u32::MAX - 5)),
+            "beyond the last id",
+        ),
         (users(Own, vec![], vec![]), "CONTAINER"),
         (users(Target, vec![], vec![]), "TARGET"),
         (users(Node, mapping(FIRST), mapping(FIRST)), "takes no mappings"),
@@ -394,7 +454,10 @@ fn user_namespaces_that_cannot_be_are_refused_by_name() {
     });
     assert!(refused.err().expect("no").message().contains("pid"));
     let pod = pod("bad-container");
-    for user in [users(Pods, mapping(FIRST + 1), mapping(FIRST + 1)), users(Node, vec![], vec![])] {
+    for user in [
+        users(Pods, mapping(FIRST + 1), mapping(FIRST + 1)),
+        users(Node, vec![], vec![]),
+    ] {
         let mut config = pod.config("c", &["true"]);
         security(&mut config).namespace_options.as_mut().unwrap().userns_options = user;
         let refused = pod.try_create(config).err().expect("not the sandbox's");
@@ -409,7 +472,10 @@ fn user_namespaces_that_cannot_be_are_refused_by_name() {
 #[test]
 fn status_says_that_user_namespaces_are_there() {
     let status = ask(world().runtime().status(cri::StatusRequest::default())).unwrap();
-    let handler = status.runtime_handlers.into_iter().find(|handler| handler.name.is_empty());
+    let handler = status
+        .runtime_handlers
+        .into_iter()
+        .find(|handler| handler.name.is_empty());
     assert!(handler.unwrap().features.unwrap().user_namespaces);
     let features = status.features.unwrap();
     assert!(features.user_namespaces_host_network && features.mount_options);
@@ -429,7 +495,10 @@ fn the_next_daemon_goes_on_with_it() {
         assert_eq!(first.sh("cat /kept; stat -c %u /kept"), "kept\n0");
         let second: Container = pod.idle("second", |config| linux(config).resources = None);
         assert_eq!(ids_on_the_node(second.pid(), "Uid:"), [FIRST; 4]);
-        assert_eq!(second.sh("echo shared > /dev/shm/x; stat -c %u / /etc/passwd /dev/shm/x | sort -u"), "0");
+        assert_eq!(
+            second.sh("echo shared > /dev/shm/x; stat -c %u / /etc/passwd /dev/shm/x | sort -u"),
+            "0"
+        );
         assert_eq!(first.sh("cat /dev/shm/x"), "shared");
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -62,7 +62,12 @@ impl Edited {
             self.devices.push(device(name, node, refuse)?);
         }
         if !edits.additional_gids.is_empty() {
-            let context = self.config.linux.get_or_insert_default().security_context.get_or_insert_default();
+            let context = self
+                .config
+                .linux
+                .get_or_insert_default()
+                .security_context
+                .get_or_insert_default();
             let gids = edits.additional_gids.iter().filter(|gid| **gid != 0);
             context.supplemental_groups.extend(gids.map(|gid| i64::from(*gid)));
         }
@@ -117,7 +122,11 @@ fn device(name: &str, node: &DeviceNode, refuse: &impl Fn(String) -> CdiError) -
         // A device that is not for this container's use.
         "none" => "",
         some if some.chars().all(|c| "rwm".contains(c)) => some,
-        other => return Err(refuse(format!("the device permissions {other:?} are not made of r, w and m"))),
+        other => {
+            return Err(refuse(format!(
+                "the device permissions {other:?} are not made of r, w and m"
+            )));
+        }
     };
     let kind = match node.kind.as_str() {
         "" => None,

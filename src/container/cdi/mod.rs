@@ -95,10 +95,13 @@ fn find<'a>(
     name: &name::Name,
 ) -> Result<(&'a File, &'a file::Device), CdiError> {
     for files in found.values().rev() {
-        let mut having = files.iter().filter(|file| file.spec.kind == name.kind).filter_map(|file| {
-            let device = file.spec.devices.iter().find(|device| device.name == name.device)?;
-            Some((file, device))
-        });
+        let mut having = files
+            .iter()
+            .filter(|file| file.spec.kind == name.kind)
+            .filter_map(|file| {
+                let device = file.spec.devices.iter().find(|device| device.name == name.device)?;
+                Some((file, device))
+            });
         match (having.next(), having.next()) {
             (Some(one), None) => return Ok(one),
             (Some((first, _)), Some((second, _))) => {

@@ -25,9 +25,11 @@ pub fn requested(config: &cri::ContainerConfig) -> Result<Vec<Name>, CdiError> {
     let by_annotation = annotations.flat_map(|(_, value)| value.split(',').map(str::trim));
     let mut names: Vec<Name> = Vec::new();
     for text in by_field.chain(by_annotation) {
-        let name = parse(text).filter(|_| names.len() < MOST).ok_or_else(|| CdiError::Name {
-            name: text.chars().take(120).collect(),
-        })?;
+        let name = parse(text)
+            .filter(|_| names.len() < MOST)
+            .ok_or_else(|| CdiError::Name {
+                name: text.chars().take(120).collect(),
+            })?;
         if !names.contains(&name) {
             names.push(name);
         }
@@ -59,7 +61,10 @@ mod tests {
     #[test]
     fn names_have_vendor_class_and_device() {
         let name = parse("vendor.com/net-class=card:0.1").unwrap();
-        assert_eq!((name.kind.as_str(), name.device.as_str()), ("vendor.com/net-class", "card:0.1"));
+        assert_eq!(
+            (name.kind.as_str(), name.device.as_str()),
+            ("vendor.com/net-class", "card:0.1")
+        );
         for bad in [
             "", "a/b", "a=b", "/b=c", "a/=c", "a/b=", "a/b=c/d", "a/b=c=d", "-a/b=c", "a/b=c ", "a/../b=c", "a/b=..",
         ] {

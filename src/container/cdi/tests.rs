@@ -29,7 +29,9 @@ devices:
 ";
 
 fn json(device: &str, edits: &str) -> String {
-    format!(r#"{{"cdiVersion":"0.5.0","kind":"vendor.com/x","devices":[{{"name":"{device}","containerEdits":{edits}}}]}}"#)
+    format!(
+        r#"{{"cdiVersion":"0.5.0","kind":"vendor.com/x","devices":[{{"name":"{device}","containerEdits":{edits}}}]}}"#
+    )
 }
 
 struct Node(tempfile::TempDir);
@@ -51,7 +53,9 @@ impl Node {
     }
 
     fn ask(&self, names: &[&str]) -> Result<super::Edited, String> {
-        let device = |name: &&str| cri::CdiDevice { name: (*name).to_owned() };
+        let device = |name: &&str| cri::CdiDevice {
+            name: (*name).to_owned(),
+        };
         let config = cri::ContainerConfig {
             cdi_devices: names.iter().map(device).collect(),
             ..Default::default()
@@ -71,9 +75,17 @@ fn a_device_brings_nodes_variables_mounts_and_groups() {
     assert!(mount.readonly && mount.mount_options == ["nosuid"] && mount.container_path == "/usr/driver");
     let context = edited.config.linux.unwrap().security_context.unwrap();
     assert_eq!(context.supplemental_groups, [44]);
-    let [zero, made] = &edited.devices[..] else { panic!("{:?}", edited.devices) };
-    assert_eq!((zero.major, zero.minor, zero.mode, zero.access.as_str()), (1, 5, 0o640, "rw"));
-    assert_eq!((zero.host.as_path(), zero.path.as_path()), (Path::new("/dev/zero"), Path::new("/dev/gpu0")));
+    let [zero, made] = &edited.devices[..] else {
+        panic!("{:?}", edited.devices)
+    };
+    assert_eq!(
+        (zero.major, zero.minor, zero.mode, zero.access.as_str()),
+        (1, 5, 0o640, "rw")
+    );
+    assert_eq!(
+        (zero.host.as_path(), zero.path.as_path()),
+        (Path::new("/dev/zero"), Path::new("/dev/gpu0"))
+    );
     assert_eq!((made.major, made.minor, made.uid, made.gid), (10, 200, 5, 6));
 }
 
@@ -88,7 +100,10 @@ fn the_later_directory_wins_and_two_files_of_one_quarrel() {
     let node = Node::new();
     node.write("etc/a.json", &json("d", r#"{"env":["FROM=etc"]}"#));
     node.write("run/a.json", &json("d", r#"{"env":["FROM=run"]}"#));
-    let value = |node: &Node| node.ask(&["vendor.com/x=d"]).map(|edited| edited.config.envs[0].value.clone());
+    let value = |node: &Node| {
+        node.ask(&["vendor.com/x=d"])
+            .map(|edited| edited.config.envs[0].value.clone())
+    };
     assert_eq!(value(&node).unwrap(), b"run");
     node.write("run/b.json", &json("d", "{}"));
     let told = value(&node).unwrap_err();
@@ -101,28 +116,55 @@ fn the_later_directory_wins_and_two_files_of_one_quarrel() {
 #[test]
 fn what_cannot_be_is_refused_with_its_reason() {
     let unknown = Node::new();
-    unknown.write("etc/broken.json", "{").write("etc/odd.yaml", "cdiVersion: 1.0.0\nkind: a/b\ndevices: []\nsurprise: 1\n");
+    unknown.write("etc/broken.json", "{").write(
+        "etc/odd.yaml",
+        "cdiVersion: 1.0.0\nkind: a/b\ndevices: []\nsurprise: 1\n",
+    );
     let told = unknown.ask(&["vendor.com/x=d"]).unwrap_err();
     for words in ["vendor.com/x=d", "broken.json", "odd.yaml", "surprise"] {
         assert!(told.contains(words), "{words}: {told}");
     }
     for (edits, words) in [
-        (r#"{"hooks":[{"hookName":"createContainer","path":"/bin/true"}]}"#, "hooks"),
+        (
+            r#"{"hooks":[{"hookName":"createContainer","path":"/bin/true"}]}"#,
+            "hooks",
+        ),
         (r#"{"netDevices":[{}]}"#, "network devices"),
         (r#"{"intelRdt":{}}"#, "Intel RDT"),
         (r#"{"env":["NOTHING"]}"#, "NOTHING"),
-        (r#"{"mounts":[{"hostPath":"/no/driver","containerPath":"/d"}]}"#, "/no/driver"),
-        (r#"{"mounts":[{"hostPath":"/usr","containerPath":"/d","options":["odd"]}]}"#, "odd"),
-        (r#"{"mounts":[{"hostPath":"/usr","containerPath":"/d","type":"tmpfs"}]}"#, "tmpfs"),
-        (r#"{"deviceNodes":[{"path":"/dev/no-such-device"}]}"#, "/dev/no-such-device"),
-        (r#"{"deviceNodes":[{"path":"/dev/a","hostPath":"/etc/passwd"}]}"#, "no device"),
+        (
+            r#"{"mounts":[{"hostPath":"/no/driver","containerPath":"/d"}]}"#,
+            "/no/driver",
+        ),
+        (
+            r#"{"mounts":[{"hostPath":"/usr","containerPath":"/d","options":["odd"]}]}"#,
+            "odd",
+        ),
+        (
+            r#"{"mounts":[{"hostPath":"/usr","containerPath":"/d","type":"tmpfs"}]}"#,
+            "tmpfs",
+        ),
+        (
+            r#"{"deviceNodes":[{"path":"/dev/no-such-device"}]}"#,
+            "/dev/no-such-device",
+        ),
+        (
+            r#"{"deviceNodes":[{"path":"/dev/a","hostPath":"/etc/passwd"}]}"#,
+            "no device",
+        ),
         (r#"{"deviceNodes":[{"path":"/dev/null","type":"b"}]}"#, "another type"),
-        (r#"{"deviceNodes":[{"path":"/dev/null","permissions":"x"}]}"#, "permissions"),
+        (
+            r#"{"deviceNodes":[{"path":"/dev/null","permissions":"x"}]}"#,
+            "permissions",
+        ),
         (r#"{"unknownEdit":[]}"#, "unknownEdit"),
     ] {
         let node = Node::new();
         node.write("etc/a.json", &json("d", edits));
         let told = node.ask(&["vendor.com/x=d"]).unwrap_err();
-        assert!(told.contains(words) && told.contains("vendor.com/x=d"), "{words}: {told}");
+        assert!(
+            told.contains(words) && told.contains("vendor.com/x=d"),
+            "{words}: {told}"
+        );
     }
 }

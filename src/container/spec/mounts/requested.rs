@@ -253,7 +253,11 @@ mod tests {
             (with(&map(1), &map(1)), Some(ids), "not those of the pod"),
             (with(&pods, &[]), Some(ids), "not those of the pod"),
             (with(&[], &pods), Some(ids), "not those of the pod"),
-            (with(&[map(70_000), map(1)].concat(), &pods), Some(ids), "not those of the pod"),
+            (
+                with(&[map(70_000), map(1)].concat(), &pods),
+                Some(ids),
+                "not those of the pod",
+            ),
         ] {
             let error = of(mount, ids).unwrap_err().to_string();
             assert!(error.contains(words), "{words}: {error}");

@@ -25,7 +25,11 @@ pub fn check(user: &cri::UserNamespace, options: &cri::NamespaceOption) -> Resul
         check_map(what, map)?;
     }
     if user.uids != user.gids {
-        return Err(SpecError::invalid(GIDS, shown(&user.gids), "are not mapped as the uids are"));
+        return Err(SpecError::invalid(
+            GIDS,
+            shown(&user.gids),
+            "are not mapped as the uids are",
+        ));
     }
     Ok(())
 }
@@ -73,9 +77,7 @@ pub fn same(user: &cri::UserNamespace, sandbox: Option<&cri::NamespaceOption>) -
 
 /// As in `/proc/<pid>/uid_map`: inside, outside, how many.
 fn shown(map: &[cri::IdMapping]) -> String {
-    let entry = |mapping: &cri::IdMapping| {
-        format!("{} {} {}", mapping.container_id, mapping.host_id, mapping.length)
-    };
+    let entry = |mapping: &cri::IdMapping| format!("{} {} {}", mapping.container_id, mapping.host_id, mapping.length);
     map.iter().map(entry).collect::<Vec<_>>().join(", ")
 }
 
@@ -113,7 +115,12 @@ mod tests {
             (Pod, good.clone(), map(0, 1001, 9), Some("not mapped as the uids")),
             (Pod, map(1, 1000, 9), map(1, 1000, 9), Some("id 0")),
             (Pod, map(0, 1000, 0), map(0, 1000, 0), Some("length is 0")),
-            (Pod, map(0, u32::MAX - 9, 10), map(0, u32::MAX - 9, 10), Some("beyond the last id")),
+            (
+                Pod,
+                map(0, u32::MAX - 9, 10),
+                map(0, u32::MAX - 9, 10),
+                Some("beyond the last id"),
+            ),
             (Pod, two.clone(), two.clone(), Some("more than one mapping")),
             (Pod, vec![], vec![], Some("are not mapped")),
             (Pod, good.clone(), vec![], Some("gids")),
