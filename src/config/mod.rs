@@ -74,6 +74,7 @@ pub struct RawNetwork {
 pub struct RawContainer {
     pub log_line_max_bytes: Option<u32>,
     pub seccomp_profile_root: Option<PathBuf>,
+    pub cdi_dirs: Option<Vec<PathBuf>>,
 }
 
 /// The documented defaults; `crispd config-default` prints this text.
@@ -112,6 +113,8 @@ idle_seconds = 30
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+# Where CDI specification files are; a later directory wins over an earlier one.
+cdi_dirs = ["/etc/cdi", "/var/run/cdi"]
 
 [streaming]
 # Where exec, attach and port-forward are served: an IP address and a port; 0 is any port that is free. A kubelet on this
@@ -171,6 +174,7 @@ pub struct Config {
     pub network_idle: Duration,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    pub cdi_dirs: Vec<PathBuf>,
     /// The external runtimes by the names of their handlers.
     pub runtimes: BTreeMap<String, OciRuntime>,
     pub streaming: Streaming,
@@ -265,6 +269,10 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
+        cdi_dirs: raw
+            .container
+            .cdi_dirs
+            .unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
         runtimes,
         streaming: streaming::validate(raw.streaming, &mut mistakes),
     };
@@ -282,6 +290,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .registry_config_dirs
         .iter()
         .chain(&config.cni_bin_dirs)
+        .chain(&config.cdi_dirs)
         .filter(|path| !path.is_absolute())
     {
         mistakes.push(format!(

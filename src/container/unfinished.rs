@@ -26,7 +26,7 @@ impl Containers {
             policy: None,
             resources: Mutex::default(),
             monitor,
-            _lease: None,
+            _leases: Vec::new(),
             inherited: Inherited {
                 unfinished: true,
                 ..Inherited::default()
