@@ -21,6 +21,7 @@ const EVERYTHING: &[&str] = &[
     "store",
     "streaming",
     "sys",
+    "systemd",
     "undo",
 ];
 
@@ -32,7 +33,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("operation", &[]),
     ("fault", &[]),
     ("cri", &[]),
-    ("config", &["model"]),
+    ("systemd", &[]),
+    ("config", &["model", "systemd"]),
     ("events", &["model"]),
     ("store", &["model", "cri", "sys"]),
     ("image", &["model", "config", "sys", "undo", "fault"]),
@@ -62,6 +64,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "cri",
             "config",
             "sys",
+            "systemd",
             "undo",
             "operation",
             "fault",

@@ -9,8 +9,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
-
 use super::spec::{Bind, BindSource, SandboxFile};
 use super::{ContainerError, Containers, blocking, volume};
 use crate::sys::mount::{self, Attributes, Propagation};
@@ -148,8 +146,7 @@ fn open_image(lower: &[PathBuf], sub_path: &Path) -> io::Result<OwnedFd> {
     if sub_path.as_os_str().is_empty() || sub_path == Path::new("/") {
         return Ok(root);
     }
-    let inside = mount::open_in_root(&root, sub_path, OFlags::PATH, Mode::empty())?;
-    mount::clone_tree_at(&inside, false)
+    mount::clone_below(root, sub_path)
 }
 
 /// Refuses a bind whose mount on the host does not pass on what is mounted: the container would wait in vain.

@@ -1,6 +1,7 @@
 //! The composition root: rooms are made and handed to each other here, an earlier daemon's pods are taken over, and
 //! the socket is served until a signal says otherwise.
 
+mod apparmor;
 mod serve;
 
 use std::io;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::api::Rooms;
-use crate::config::{Config, NetworkBackend};
+use crate::config::{CgroupDriver, Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
 use crate::container::{self, Containers};
@@ -22,6 +23,7 @@ use crate::stats::Collector;
 use crate::store::{Store, StoreError};
 use crate::streaming::{Server, StreamingError};
 use crate::sys::cgroup::Hierarchy;
+use crate::systemd::{Systemd, SystemdError};
 
 /// Why the daemon does not come up, or goes down.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,10 @@ pub enum DaemonError {
     Network(#[source] NetworkError),
     #[error("load crisp-monitor and crisp-pause")]
     Launcher(#[source] MonitorError),
+    #[error("cgroup driver systemd needs cgroup v2 alone, and this machine has v1 controllers: use cgroupfs")]
+    SystemdNeedsV2,
+    #[error("cgroup driver systemd")]
+    Systemd(#[from] SystemdError),
     #[error("open the records")]
     Store(#[from] StoreError),
     #[error("recover the pods")]
@@ -84,7 +90,11 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
     let events = Events::default();
-    let facts = Arc::new(HostFacts::detect().map_err(host("look at the host"))?);
+    let mut facts = HostFacts::detect().map_err(host("look at the host"))?;
+    if let Some(apparmor) = &mut facts.apparmor {
+        apparmor::provide_default(apparmor, &config.run).await;
+    }
+    let facts = Arc::new(facts);
     tell_limits(&facts);
     let containers = Arc::new(Containers::new(container::Parts {
         store: store.clone(),
@@ -108,6 +118,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         host: facts,
         events: events.clone(),
         netns_dir,
+        cgroup_driver: cgroup_driver(config, &cgroups)?,
         cgroup_parent: config.cgroup_parent.clone(),
         boot_id: boot_id.trim().to_owned(),
         runtime_handlers: vec![String::new()],
@@ -125,6 +136,17 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         cgroups,
         settings: settings(config).into(),
     })
+}
+
+/// The driver as configured, if this machine can have it.
+fn cgroup_driver(config: &Config, cgroups: &Hierarchy) -> Result<sandbox::CgroupDriver, DaemonError> {
+    if config.cgroup_driver == CgroupDriver::Cgroupfs {
+        return Ok(sandbox::CgroupDriver::Cgroupfs);
+    }
+    if !cgroups.is_v2() {
+        return Err(DaemonError::SystemdNeedsV2);
+    }
+    Ok(sandbox::CgroupDriver::Systemd(Systemd::find()?))
 }
 
 /// Where the pod's programs are: as configured, or beside crispd.
@@ -173,6 +195,7 @@ fn settings(config: &Config) -> String {
         "root": config.root,
         "run": config.run,
         "socket": config.socket,
+        "cgroupDriver": format!("{:?}", config.cgroup_driver).to_lowercase(),
         "cgroupParent": config.cgroup_parent,
         "registryConfigDirs": config.registry_config_dirs,
         "network": format!("{:?}", config.network).to_lowercase(),

@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
 };
 
 fn failed(op: &'static str, path: &Path, source: impl Into<io::Error>) -> io::Error {
@@ -75,6 +76,29 @@ pub fn clone_tree_at(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     open_tree(fd, "", flags).map_err(|e| failed("open_tree", Path::new("of a descriptor"), e))
+}
+
+/// A detached copy of what is at `path` in the detached mount `root`, as if `root` were `/`.
+///
+/// Before Linux 6.15 only what is attached can be copied: there a thread attaches `root` in a mount namespace of its
+/// own, which ends with the thread. That costs a copy of the mount table.
+pub fn clone_below(root: OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let clone = |root: &OwnedFd| clone_tree_at(open_in_root(root, path, OFlags::PATH, Mode::empty())?, false);
+    let attached = || {
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
+        let here = Path::new("/");
+        mount_change(here, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .map_err(|e| failed("make private all below", here, e))?;
+        attach(&root, rustix::fs::CWD, here)?;
+        clone(&root)
+    };
+    match clone(&root) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => std::thread::scope(|scope| {
+            let outcome = scope.spawn(attached).join();
+            outcome.unwrap_or_else(|_| Err(io::Error::other("copying a mount panicked")))
+        }),
+        outcome => outcome,
+    }
 }
 
 /// Attaches the detached mount `mount` at `path` below `dir`.
