@@ -1,8 +1,9 @@
 """hack/lane: what needs pure cgroup v2, systemd as PID 1 or AppArmor, which a machine of another kind cannot show.
 
-`--here` runs it on this machine, which must be of that kind. Otherwise it is built here and run in a virtual machine by the
-command that --vm-run or CRISP_VM_RUN names, as `VM_RUN --share DIR --timeout SECONDS -- COMMAND...`: DIR is seen
-read-only as the working directory, the command runs as root, and its exit status is VM_RUN's.
+It is built here and runs in a virtual machine, which is made of this machine's own packages when it is first needed.
+--vm-run or CRISP_VM_RUN names another command that runs one, called as `VM_RUN --share DIR --timeout SECONDS -- COMMAND...`:
+DIR is seen read-only as the working directory, the command runs as root, and its exit status is VM_RUN's.
+`--here` runs it on this machine, which must be of that kind.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import tarfile
 import time
 
-from harness import owner, paths, registry, tools
+from harness import owner, paths, registry, tools, vm
 from harness.netns import Netns
 from harness.undo import Interrupted, Undo
 
@@ -23,11 +24,11 @@ _PACK = paths.CACHE / "lane"
 _TESTS = _PACK / "tests.json"
 _LOGS = paths.CACHE / "logs"
 # The test programs that have something to show here.
-_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods")
+_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "lane")
 
 
 class Step:
-    """A capability, and the command that shows it. `test` is one of _PROGRAMS, with words for it."""
+    """A capability, and the command that shows it: `words` for the test program `test`, or suites of critest."""
 
     def __init__(self, name, *words, test=None, critest=(), driver="cgroupfs", smoke=False):
         self.name, self.words, self.test, self.critest = name, words, test, critest
@@ -38,12 +39,22 @@ class Step:
             words = [programs[self.test], "--test-threads=2", *self.words]
             return ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *words]
         suites = [word for suite in self.critest for word in ("--suite", suite)]
-        return [sys.executable, "-m", "harness.critest", "--cgroup-driver", self.driver, "--skips", "none", *suites]
+        return [sys.executable, "-m", "harness.critest", "--cgroup-driver", self.driver, "--keep", "AppArmor", *suites]
 
 
+# Of the pods' tests those that cgroup v2, systemd or AppArmor can make come out otherwise.
+_PODS = ("cgroups::", "limits::", "oom::", "stats::", "process::", "mounts::an_image", "security::", "namespaces::", "life::")
 STEPS = (
-    Step("cgroups are made, joined, killed and removed", test="cgroup"),
-    Step("limits reach the kernel", test="cgroup_limits"),
+    Step("cgroup v2: made, joined, killed, removed", test="cgroup", smoke=True),
+    Step("cgroup v2: limits reach the kernel", test="cgroup_limits", smoke=True),
+    Step("cgroup v2: figures, pressure among them", test="stats_collector"),
+    Step("systemd: one scope per pod, limits, OOM, death of the daemon", "systemd::", test="lane", driver="systemd", smoke=True),
+    Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", smoke=True),
+    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
+    # These two name paths; what slices are for them is shown above.
+    Step("pods on cgroup v2 by systemd", *_PODS, "--skip", "cgroups::below", test="pods", driver="systemd"),
+    Step("critest: AppArmor, OOM", critest=("apparmor", "oom"), driver="systemd"),
+    Step("critest: Container, Security Context, OOM", critest=("container", "security", "oom")),
 )
 
 
@@ -106,11 +117,15 @@ def pack(undo):
     return archive.parent
 
 
-def in_machine(share, args, words):
-    """Unpacks in the machine, at the same place: the tests have it compiled in."""
-    root = str(paths.ROOT)
-    script = 'mkdir -p "$1" && tar -C "$1" -xf lane.tar && cd "$1" && shift && PATH=$PATH:$PWD/target/hack/bin && exec hack/lane "$@"'
-    argv = [args.vm_run, "--share", share, "--timeout", str(args.timeout), "--", "sh", "-c", script, "sh", root, "--here", "--packed", *words]
+def in_machine(share, args, words, undo):
+    """Unpacks in the machine, at the same place: the tests have it compiled in. Gives the exit status."""
+    archive = "lane.tar" if args.vm_run else "/dev/vdb"
+    root = vm.quoted(paths.ROOT)
+    script = f"mkdir -p {root} && tar -C {root} -xf {archive} && cd {root} && PATH=$PATH:$PWD/target/hack/bin && " \
+             f"exec hack/lane --here --packed {vm.quoted(*words)}"
+    if not args.vm_run:
+        return vm.run(share / "lane.tar", script, args.timeout, undo)
+    argv = [args.vm_run, "--share", share, "--timeout", str(args.timeout), "--", "sh", "-c", script]
     return subprocess.run(argv, stdin=subprocess.DEVNULL).returncode
 
 
@@ -121,8 +136,8 @@ def lacking():
         found.append("cgroup v2 alone at /sys/fs/cgroup")
     if not pathlib.Path("/run/systemd/system").is_dir():
         found.append("systemd as PID 1")
-    if pathlib.Path("/sys/module/apparmor/parameters/enabled").read_text().strip() != "Y" \
-            if pathlib.Path("/sys/module/apparmor/parameters/enabled").exists() else True:
+    enabled = pathlib.Path("/sys/module/apparmor/parameters/enabled")
+    if not enabled.exists() or enabled.read_text().strip() != "Y":
         found.append("AppArmor")
     return found
 
@@ -163,12 +178,10 @@ def run(args, undo):
         raise SystemExit("hack/lane: no step is called that")
     if args.here:
         return run_here(chosen, args, undo)
-    if not args.vm_run and not args.pack_only:
-        raise SystemExit("hack/lane: give --here, or --vm-run PATH (or CRISP_VM_RUN)")
     share = pack(undo)
     undo.run()
     words = (["--smoke"] if args.smoke else []) + (["--only", args.only] if args.only else [])
-    return args.pack_only or in_machine(share, args, words) == 0
+    return args.pack_only or in_machine(share, args, words, undo) == 0
 
 
 def main():

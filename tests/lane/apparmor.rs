@@ -142,8 +142,8 @@ fn the_default_profile_keeps_the_node_out_of_reach() {
     };
     let (confined, free) = (start("confined", RUNTIME_DEFAULT), start("free", UNCONFINED));
     for script in [
-        "mount -t tmpfs none /mnt",
-        "mount -o remount,rw /proc/sys || mount -o bind /proc/sys /mnt",
+        "mount -t tmpfs none /tmp",
+        "mount -o remount,rw /proc/sys || mount -o bind /proc/sys /tmp",
         "cat /proc/sys/kernel/hostname > /proc/sys/kernel/hostname",
         "head -c 1 /proc/kcore",
     ] {

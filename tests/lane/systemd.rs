@@ -181,7 +181,7 @@ fn limits_outlive_a_reload_of_systemd() {
     });
     let expected = [
         ("cpu.max", "25000 50000"),
-        ("cpu.weight", "170"),
+        ("cpu.weight", "174"),
         ("memory.max", "67108864"),
         ("memory.high", "50331648"),
         ("memory.swap.max", "0"),
