@@ -150,7 +150,7 @@ def run(archive, command, timeout, undo):
     """Runs the shell text `command` there, `archive` being /dev/vdb; prints what it prints, gives its exit status."""
     where = image()
     line = base64.b64encode(command.encode()).decode()
-    append = f"console=ttyS0 root=/dev/vda rw quiet panic=-1 mitigations=off apparmor=1 lsm=landlock,yama,apparmor,bpf " \
+    append = f"console=ttyS0 root=/dev/vda rw quiet loglevel=2 panic=-1 mitigations=off apparmor=1 lsm=landlock,yama,apparmor,bpf " \
              f"systemd.show_status=0 systemd.unified_cgroup_hierarchy=1 cgroup_no_v1=all lane={line}"
     argv = ["qemu-system-x86_64", *_accelerator(), "-machine", "q35", "-m", "3072", "-smp", str(min(4, os.cpu_count())), "-display", "none",
             "-nodefaults", "-no-reboot", "-serial", "stdio", "-kernel", where / "vmlinuz", "-initrd", where / "initrd.img", "-append", append,

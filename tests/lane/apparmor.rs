@@ -153,7 +153,8 @@ fn the_default_profile_keeps_the_node_out_of_reach() {
     // What any program needs is there.
     confined
         .sh("cat /proc/self/status /sys/fs/cgroup/cgroup.controllers > /dev/null; echo x > /tmp/x; ls / > /dev/null");
-    confined.sh("sleep 100 & kill -TERM $!; wait $! || test $? = 143");
+    let killed = confined.exec(&["sh", "-c", "sleep 100 & kill -TERM $!; wait $!"]);
+    assert_eq!(killed.code, 143, "{killed:?}");
     let deaf = pod.start(
         "term",
         &["sh", "-c", "trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done"],
