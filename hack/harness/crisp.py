@@ -8,9 +8,13 @@ class Crisp(Runtime):
     name = "crisp"
     cgroups_left = ("/crisp",)
 
+    def __init__(self, *where, cgroup_driver="cgroupfs", **how):
+        self.cgroup_driver = cgroup_driver
+        super().__init__(*where, **how)
+
     def prepare(self):
         self.socket = self.directory / "run" / "crisp.sock"
-        self._options = ["--dir", self.directory, "--lib-dir", paths.BIN]
+        self._options = ["--dir", self.directory, "--lib-dir", paths.BIN, "--cgroup-driver", self.cgroup_driver]
         if self.mirrors:
             self._options += ["--registry-config-dir", self.mirrors]
         if self.network == "cni":

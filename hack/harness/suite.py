@@ -30,7 +30,7 @@ def _fault_tests():
 
 def _other_tests():
     return sorted(path.stem for path in (paths.ROOT / "tests").iterdir()
-                  if path.stem not in _fault_tests() and (path.suffix == ".rs" or (path / "main.rs").exists()))
+                  if path.stem not in [*_fault_tests(), "lane"] and (path.suffix == ".rs" or (path / "main.rs").exists()))
 
 
 def _cargo_test(names, *words):
@@ -87,9 +87,13 @@ def _demo_cni():
     yield ["hack/demo", "--cni"]
 
 
+def _lane():
+    yield ["hack/lane", "--smoke"]
+
+
 STAGES = {
     "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "integration": _integration, "faults": _faults,
-    "tools": _tools, "critest": _critest, "demo": _demo, "demo-cni": _demo_cni,
+    "tools": _tools, "critest": _critest, "demo": _demo, "demo-cni": _demo_cni, "lane": _lane,
 }
 
 
@@ -102,6 +106,8 @@ def _counts(text):
         found.append(f"{passed} passed" + (f", {failed} failed" if failed else "") + (f", {ignored} IGNORED" if ignored else ""))
     for specs in re.findall(r"critest \w+: (.*? passed.*?), \d+ s", text):
         found.append(specs)
+    for capabilities in re.findall(r"(\d+ of \d+ capabilities)", text):
+        found.append(capabilities)
     for steps in re.findall(r"all (\d+) steps", text):
         found.append(f"{steps} steps")
     return "; ".join(found)

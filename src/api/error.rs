@@ -37,6 +37,7 @@ impl ToCode for SandboxError {
             | Self::Network { .. }
             | Self::Path { .. }
             | Self::Cgroup { .. }
+            | Self::Systemd { .. }
             | Self::Store(_)
             | Self::Fault(_) => Code::Internal,
             Self::Connect { .. } => Code::Unavailable,

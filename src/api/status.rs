@@ -21,10 +21,14 @@ pub fn version() -> cri::VersionResponse {
     }
 }
 
-/// RuntimeConfig: crisp manages cgroups by files, below the paths that the kubelet names.
-pub fn runtime_config() -> cri::RuntimeConfigResponse {
+/// RuntimeConfig: the kubelet takes the cgroup driver that crisp has.
+pub fn runtime_config(rooms: &Rooms) -> cri::RuntimeConfigResponse {
+    let driver = match rooms.sandboxes.uses_systemd() {
+        true => cri::CgroupDriver::Systemd,
+        false => cri::CgroupDriver::Cgroupfs,
+    };
     let linux = cri::LinuxRuntimeConfiguration {
-        cgroup_driver: cri::CgroupDriver::Cgroupfs.into(),
+        cgroup_driver: driver.into(),
     };
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }

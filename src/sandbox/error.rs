@@ -9,6 +9,7 @@ use crate::model::SandboxId;
 use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
 use crate::store::StoreError;
+use crate::systemd::SystemdError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -59,6 +60,11 @@ pub enum SandboxError {
         op: &'static str,
         path: String,
         source: io::Error,
+    },
+    #[error("scope of pod sandbox {sandbox_id}")]
+    Systemd {
+        sandbox_id: SandboxId,
+        source: SystemdError,
     },
     #[error("connect to port {port} of pod sandbox {sandbox_id}")]
     Connect {

@@ -89,6 +89,16 @@ pub struct PodRecord {
     /// The nearest cgroup above the parent that was there before the pod: what is between goes with the pod, once
     /// nobody uses it. Absent if the parent itself was there: it stays.
     pub cgroup_made_below: Option<String>,
+    /// With systemd as the cgroup driver: the scope that is the parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+}
+
+/// A unit of systemd's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    pub unit: String,
+    pub slice: String,
 }
 
 impl PodRecord {

@@ -339,5 +339,8 @@ fn the_daemon_says_who_it_is_and_that_it_is_ready() {
     assert!(serde_json::from_str::<serde_json::Value>(&status.info["config"]).is_ok());
     assert!(status.features.unwrap().supplemental_groups_policy);
     let config = ask(runtime.runtime_config(cri::RuntimeConfigRequest {})).unwrap();
-    assert_eq!(config.linux.unwrap().cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+    assert_eq!(
+        config.linux.unwrap().cgroup_driver().as_str_name().to_lowercase(),
+        crate::fixture::cgroup_driver()
+    );
 }

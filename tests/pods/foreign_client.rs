@@ -56,7 +56,10 @@ fn a_whole_life_by_a_foreign_client() {
     assert!(status.features.unwrap().supplemental_groups_policy);
     assert!(status.runtime_handlers.iter().any(|handler| handler.name.is_empty()));
     let config = ask(runtime.runtime_config(cri::RuntimeConfigRequest {})).unwrap();
-    assert_eq!(config.linux.unwrap().cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+    assert_eq!(
+        config.linux.unwrap().cgroup_driver().as_str_name().to_lowercase(),
+        crate::fixture::cgroup_driver()
+    );
 
     // Images.
     let tag = reference("foreign");

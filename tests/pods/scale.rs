@@ -35,6 +35,7 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
             network: None,
             cgroup_parent: format!("/crisp-test-recorded/{n}"),
             cgroup_made_below: None,
+            scope: None,
         };
         store.create_pod(&record).unwrap();
         let status = PodStatus {

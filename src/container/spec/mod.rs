@@ -33,7 +33,7 @@ pub mod user;
 
 pub use devices::Device;
 pub use error::SpecError;
-pub use host::HostFacts;
+pub use host::{AppArmor, HostFacts};
 pub use mounts::{Bind, BindSource, CgroupMount, SandboxFile, Volume};
 pub use namespaces::JoinPaths;
 pub use policy::{CapabilitySets, Policy, Rlimit, SeccompSource, User};
