@@ -24,7 +24,7 @@ class Play:
     def play(self):
         self.set_up()
         if self.args.probes:
-            probes.measure(self.node, self.screen, self.account)
+            probes.measure(self.node, self.screen, self.daemons)
         else:
             self.see()
         self.end()
@@ -100,6 +100,7 @@ class Play:
         # The one that comes asks in the ways that are still young.
         restarts.check_kubelet(node, screen, lambda: self._start_kubelet(PodAndContainerStatsFromCRI=True, EventedPLEG=True, CRIListStreaming=True))
         stats.check(node, screen, from_runtime=True)
+        stats.check_metrics(node, screen)
         network.check_cni(node, screen)
 
     # Taking it away.

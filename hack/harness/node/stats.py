@@ -53,3 +53,11 @@ def _complete(node, wanted):
     pod, missing = _burstable(node, wanted)
     return None if missing else pod
 
+
+
+def check_metrics(node, screen):
+    with screen.step("/metrics/cadvisor, of what the runtime measures: every container by its name"):
+        wanted = {"container_memory_working_set_bytes", "container_cpu_usage_seconds_total", "container_fs_usage_bytes"}
+        eventually(f"{', '.join(sorted(wanted))} of burstable/one", lambda: wanted <= {
+            line.partition("{")[0] for line in node.kubelet.get("/metrics/cadvisor").splitlines()
+            if 'container="one"' in line and 'pod="burstable-node"' in line}, 30)
