@@ -46,6 +46,7 @@ class Play:
         with self.screen.step("two registries on loopback, one of them empty and with a password"):
             registry.Registry(self.network, self.directory, self.undo).provide("demo")
             self.private = PrivateRegistry(self.network, self.directory / "private", self.undo)
+        pulls.small_disk(self.directory / "d" / "lib", self.undo)
         with self.screen.step("crispd serves"):
             self.runtime = Crisp(self.directory / "d", self.network, self.undo, "auto", group=self.daemons)
         self.before = leaks.Snapshot(self.runtime, (), self._ignored())
@@ -102,6 +103,7 @@ class Play:
         stats.check(node, screen, from_runtime=True)
         stats.check_metrics(node, screen)
         network.check_cni(node, screen)
+        pulls.check_pressure(node, screen, self.private)
 
     # Taking it away.
 
