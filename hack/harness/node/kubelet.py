@@ -35,10 +35,12 @@ def _config(directory, endpoint, cgroup_root, gates):
         # Wrong on purpose: the runtime says which driver it is (KubeletCgroupDriverFromCRI), and wins.
         "cgroupDriver": "systemd", "cgroupRoot": f"/{cgroup_root}", "failCgroupV1": False, "podPidsLimit": POD_PIDS,
         "failSwapOn": False, "protectKernelDefaults": True, "oomScoreAdj": 0,
-        "evictionHard": alarms, "evictionPressureTransitionPeriod": "0s", "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
+        "evictionHard": alarms, "evictionPressureTransitionPeriod": "1s",
+        "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
         "syncFrequency": "5s", "crashLoopBackOff": {"maxContainerRestartPeriod": f"{RESTART_DELAY_SECONDS}s"},
         "containerLogMaxSize": f"{LOG_MAX_KIB}Ki", "containerLogMaxFiles": 5, "containerLogMonitorInterval": "3s",
-        "imageGCHighThresholdPercent": 100,
+        # 0 would be the default: two minutes.
+        "imageGCHighThresholdPercent": 100, "imageMinimumGCAge": "1ms",
         "featureGates": gates, "logging": {"verbosity": 2},
     }
 

@@ -144,7 +144,8 @@ class Play:
             time.sleep(0.2)
 
     def _nothing_left(self, ids):
-        deadline = time.monotonic() + 10
+        # The embedded bridge goes when it has been idle for a while.
+        deadline = time.monotonic() + 60
         while True:
             after = leaks.Snapshot(self.runtime, ids, self._ignored())
             lasting = {"run/network/subnet", "run/network/cni", "cni", "cni/net.d", "cni/net.d/10-demo.conflist", "cni/ipam", "cni/ipam/demo"}
