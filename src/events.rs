@@ -260,6 +260,10 @@ mod tests {
         let heavy = small(1000, 10);
         let mut reader = heavy.subscribe();
         heavy.tell(event(7));
-        assert_eq!(time(&mut reader).await, Some(7), "the latest is kept whatever it weighs");
+        assert_eq!(
+            time(&mut reader).await,
+            Some(7),
+            "the latest is kept whatever it weighs"
+        );
     }
 }

@@ -2,8 +2,9 @@
 
 use tonic::{Code, Status};
 
-use crate::container::ContainerError;
 use crate::container::spec::SpecError;
+use crate::container::{CdiError, ContainerError};
+use crate::handler::UnknownHandler;
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
@@ -27,11 +28,12 @@ impl ToCode for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
-            Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
+            Self::NotReady { .. } | Self::NoUserNamespaces { .. } => Code::FailedPrecondition,
             Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
+            | Self::UserNamespace { .. }
             | Self::Network { .. }
             | Self::Path { .. }
             | Self::Cgroup { .. }
@@ -53,7 +55,7 @@ impl ToCode for ContainerError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::ImageNotFound { .. } | Self::ImageGone { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
                 Code::FailedPrecondition
@@ -69,7 +71,24 @@ impl ToCode for ContainerError {
             Self::Monitor { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
             Self::Seccomp(_) => Code::InvalidArgument,
+            Self::Cdi(source) => source.code(),
         }
+    }
+}
+
+impl ToCode for CdiError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Name { .. } => Code::InvalidArgument,
+            Self::Unknown { .. } => Code::NotFound,
+            Self::Twice { .. } | Self::Edit { .. } | Self::Node { .. } => Code::FailedPrecondition,
+        }
+    }
+}
+
+impl ToCode for UnknownHandler {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
     }
 }
 

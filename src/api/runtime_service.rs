@@ -14,6 +14,7 @@ use crate::container::Containers;
 use crate::cri::runtime_service_server::RuntimeService;
 use crate::cri::*;
 use crate::events::Events;
+use crate::handler::Handlers;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use crate::stats::{Collector, metric_descriptors};
@@ -30,6 +31,7 @@ pub struct Rooms {
     pub stats: Arc<Collector>,
     pub streaming: Arc<Server>,
     pub cgroups: Arc<Hierarchy>,
+    pub handlers: Arc<Handlers>,
     /// The settings in force, as JSON, for a verbose Status.
     pub settings: Arc<str>,
 }

@@ -3,8 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::cdi::CdiError;
 use super::spec::SpecError;
 use super::spec::seccomp::SeccompError;
+use crate::handler::UnknownHandler;
 use crate::model::{ContainerId, ImageId, SandboxId};
 use crate::monitor::client::MonitorError;
 use crate::store::StoreError;
@@ -80,6 +82,10 @@ pub enum ContainerError {
         path: String,
         source: io::Error,
     },
+    #[error(transparent)]
+    UnknownHandler(#[from] UnknownHandler),
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("seccomp profile")]

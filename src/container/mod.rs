@@ -1,11 +1,14 @@
 //! A container's life, one verb a file. What a container is to be (its OCI spec) is in [`spec`].
 
 mod attach;
+mod cdi;
 mod create;
 mod error;
 mod exec;
 mod exec_sync;
 mod exited;
+mod external;
+mod layers;
 mod list;
 mod log;
 mod mounts;
@@ -30,13 +33,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 pub use attach::{AttachPipes, Attachment};
+pub use cdi::CdiError;
 pub use error::ContainerError;
 pub use exec::{ExecPipes, ExecProcess, ExecStreams};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
+pub use layers::Layers;
 pub use state::State;
 
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::image::{Images, Lease};
 use crate::model::{ContainerId, SandboxId, chain};
 use crate::monitor::Access;
@@ -65,8 +71,9 @@ pub struct Container {
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
     monitor: Access,
-    /// Keeps the image's layers while the container lives. Absent if they were gone when the daemon came back.
-    _lease: Option<Lease>,
+    /// Keep the layers of its image, and of those it has as volumes, while the container lives. Without those that were
+    /// gone when the daemon came back.
+    _leases: Vec<Lease>,
     inherited: Inherited,
 }
 
@@ -134,15 +141,19 @@ pub struct Parts {
     pub cgroups: Arc<Hierarchy>,
     pub events: Events,
     pub host: Arc<spec::HostFacts>,
+    pub handlers: Arc<Handlers>,
     pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    /// Where CDI specification files are.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 /// All containers.
 pub struct Containers {
     parts: Parts,
+    layers: Arc<Layers>,
     /// Short critical sections only: no file, process or message is touched under it.
     index: RwLock<HashMap<ContainerId, Arc<Container>>>,
     /// Who holds which name: "sandbox id, name, attempt".
@@ -153,9 +164,10 @@ pub struct Containers {
 
 impl Containers {
     /// No containers yet; [`Containers::adopt`] brings back those of an earlier daemon.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts, layers: Layers) -> Self {
         Self {
             parts,
+            layers: Arc::new(layers),
             index: RwLock::default(),
             names: Mutex::default(),
             creating: Operations::default(),
@@ -187,6 +199,14 @@ impl Containers {
             .filter(|container| container.record.sandbox_id == *sandbox_id)
             .cloned()
             .collect()
+    }
+
+    /// Whether pods can have user namespaces on this node, and if not, why.
+    pub fn user_namespaces(&self) -> Result<(), String> {
+        match self.layers.no_user_namespaces() {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(()),
+        }
     }
 
     /// Where a container's own files are.

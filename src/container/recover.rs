@@ -70,7 +70,11 @@ impl Containers {
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
             policy,
             monitor: monitor.clone(),
-            _lease: self.parts.images.hold(&record.image_id),
+            _leases: [&record.image_id]
+                .into_iter()
+                .chain(record.volume_images.values())
+                .filter_map(|image_id| self.parts.images.hold(image_id))
+                .collect(),
             record,
         });
         if !monitor.is_silent() {

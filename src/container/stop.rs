@@ -71,7 +71,9 @@ impl Containers {
 
     /// Nobody tells the end of a container whose monitor is stopped: what the kernel shows of it counts.
     async fn end_by_sight(&self, container: &Container) {
-        let Some(process) = container.state().process() else { return };
+        let Some(process) = container.state().process() else {
+            return;
+        };
         let deadline = Instant::now() + KILL_DEADLINE;
         while Instant::now() < deadline && container.monitor.is_silent() {
             if let Some(exit) = exit_by_sight(process) {

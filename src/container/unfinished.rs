@@ -26,7 +26,7 @@ impl Containers {
             policy: None,
             resources: Mutex::default(),
             monitor,
-            _lease: None,
+            _leases: Vec::new(),
             inherited: Inherited {
                 unfinished: true,
                 ..Inherited::default()
@@ -59,7 +59,9 @@ impl Containers {
             // Who was asked to make it must be asked to forget it.
             container.monitor.answering().await;
             while this.find(container.record.id.as_str()).is_ok() {
-                let Err(error) = this.remove_found(&container).await else { return };
+                let Err(error) = this.remove_found(&container).await else {
+                    return;
+                };
                 let id = &container.record.id;
                 tracing::warn!(container_id = %id, error = %chain(&error), "unfinished container cannot be removed yet");
                 tokio::time::sleep(pause).await;

@@ -11,8 +11,9 @@ use crate::api::{Rooms, portray_events};
 use crate::config::{Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
-use crate::container::{self, Containers};
+use crate::container::{self, Containers, Layers};
 use crate::events::Events;
+use crate::handler::Handlers;
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::monitor::Launcher;
 use crate::monitor::client::MonitorError;
@@ -88,19 +89,28 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
+    let beside_v1 = cgroups.cgroup2().filter(|_| !cgroups.is_v2());
+    let handlers = Arc::new(Handlers::open(config.runtimes.clone(), beside_v1).await);
     let events = Events::default();
     let facts = Arc::new(HostFacts::detect().map_err(host("look at the host"))?);
     tell_limits(&facts);
-    let containers = Arc::new(Containers::new(container::Parts {
+    let layers = Layers::open(&config.root).map_err(host("make a mount namespace"))?;
+    if let Some(why) = layers.no_user_namespaces() {
+        tracing::warn!(why, "pods cannot have user namespaces on this node");
+    }
+    let parts = container::Parts {
         store: store.clone(),
         images: images.clone(),
         cgroups: cgroups.clone(),
         events: events.clone(),
         host: facts.clone(),
+        handlers: handlers.clone(),
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
-    }));
+        cdi_dirs: config.cdi_dirs.clone(),
+    };
+    let containers = Arc::new(Containers::new(parts, layers));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
     let sandboxes = Sandboxes::new(sandbox::Parts {
@@ -114,7 +124,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         netns_dir,
         cgroup_parent: config.cgroup_parent.clone(),
         boot_id,
-        runtime_handlers: vec![String::new()],
+        handlers: handlers.clone(),
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
     let streaming = Arc::new(
@@ -131,6 +141,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         streaming,
         stats: Collector::new(&config.root.join("images")),
         cgroups,
+        handlers,
         settings: settings(config).into(),
     };
     portray_events(&rooms);
@@ -190,9 +201,11 @@ fn settings(config: &Config) -> String {
         "cniConfDir": config.cni_conf_dir,
         "cniBinDirs": config.cni_bin_dirs,
         "bridge": config.bridge,
+        "cdiDirs": config.cdi_dirs,
         "logLineMaxBytes": config.log_line_max_bytes,
         "streamingAddress": config.streaming.address,
         "streamingTls": config.streaming.tls.is_some(),
+        "runtimes": config.runtimes,
     })
     .to_string()
 }

@@ -20,7 +20,9 @@ pub fn parse(text: &str) -> Result<Vec<Subnet>, NetworkError> {
     match subnets[..] {
         [_] => Ok(subnets),
         [a, b] if a.is_ipv4() != b.is_ipv4() => Ok(subnets),
-        _ => Err(refuse("one network, or two of different families, are needed".to_owned())),
+        _ => Err(refuse(
+            "one network, or two of different families, are needed".to_owned(),
+        )),
     }
 }
 
@@ -88,7 +90,10 @@ mod tests {
     fn one_network_or_one_of_each_family() {
         let parsed = |text: &str| parse(text).map(|found| found.iter().map(Subnet::to_string).collect::<Vec<_>>());
         assert_eq!(parsed("10.1.2.3/24").unwrap(), ["10.1.2.0/24"]);
-        assert_eq!(parsed("fd00:1::/64, 10.1.0.0/16").unwrap(), ["fd00:1::/64", "10.1.0.0/16"]);
+        assert_eq!(
+            parsed("fd00:1::/64, 10.1.0.0/16").unwrap(),
+            ["fd00:1::/64", "10.1.0.0/16"]
+        );
         for (text, why) in [
             ("", "not an IP network"),
             ("10.1.2.0", "not an IP network"),

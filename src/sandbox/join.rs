@@ -66,11 +66,16 @@ impl Sandboxes {
     /// Ends a monitor that does not answer, lest it stay for ever when its pod is gone.
     pub(super) async fn kill_silent_monitor(&self, sandbox: &Sandbox) {
         let id = &sandbox.record.id;
-        let Some(pid) = sandbox.status().monitor_pid else { return };
+        let Some(pid) = sandbox.status().monitor_pid else {
+            return;
+        };
         let killed = pidfd::open(pid).and_then(|process| {
             // Looked at after it was opened: the descriptor is of the process that is seen now, or of none.
             let command = std::fs::read(format!("/proc/{pid}/cmdline"))?;
-            if command.split(|byte| *byte == 0).any(|word| word == id.as_str().as_bytes()) {
+            if command
+                .split(|byte| *byte == 0)
+                .any(|word| word == id.as_str().as_bytes())
+            {
                 pidfd::signal(process, libc::SIGKILL)?;
             }
             Ok(())

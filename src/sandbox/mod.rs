@@ -32,6 +32,7 @@ use crate::container::spec::HostFacts;
 use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::model::{SandboxId, chain};
 use crate::monitor::{Access, Launcher};
 use crate::network::Networks;
@@ -80,7 +81,6 @@ impl Sandbox {
         change(&mut status);
         status.clone()
     }
-
 }
 
 /// How long the end of the daemon may wait for the network.
@@ -100,8 +100,7 @@ pub struct Parts {
     /// The parent of the cgroups of pods that name none.
     pub cgroup_parent: String,
     pub boot_id: String,
-    /// The names of the configured runtime handlers; `""` is always one.
-    pub runtime_handlers: Vec<String>,
+    pub handlers: Arc<Handlers>,
 }
 
 /// All sandboxes.

@@ -75,7 +75,10 @@ fn with_overhead(
         }
     }
     add(&mut resources.memory_limit_in_bytes, overhead.memory_limit_in_bytes);
-    add(&mut resources.memory_swap_limit_in_bytes, overhead.memory_limit_in_bytes);
+    add(
+        &mut resources.memory_swap_limit_in_bytes,
+        overhead.memory_limit_in_bytes,
+    );
     add(&mut resources.cpu_shares, overhead.cpu_shares);
     let period = |period: i64| if period > 0 { i128::from(period) } else { 100_000 };
     let scaled = i128::from(overhead.cpu_quota) * period(resources.cpu_period) / period(overhead.cpu_period);

@@ -68,9 +68,13 @@ impl Tracked {
 
     /// As [`Tracked::read`], with the figures that only a full account has.
     pub(super) fn read_full(&self, cgroup: &Cgroup, page_sizes: &[String]) -> io::Result<Option<Full>> {
-        let Some(reading) = self.read(cgroup)? else { return Ok(None) };
+        let Some(reading) = self.read(cgroup)? else {
+            return Ok(None);
+        };
         let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(reader) = &readings.reader else { return Ok(None) };
+        let Some(reader) = &readings.reader else {
+            return Ok(None);
+        };
         let further = reader
             .read_detail(page_sizes)
             .and_then(|detail| Ok((detail, reader.read_io()?)));

@@ -87,7 +87,11 @@ mod tests {
         let pid = i32::try_from(child.id()).unwrap();
         let started = start_time(pid).unwrap();
         assert_eq!(look(pid, started), Sight::Lives);
-        assert_eq!(look(pid, started + 1), Sight::Gone, "another process of the same number");
+        assert_eq!(
+            look(pid, started + 1),
+            Sight::Gone,
+            "another process of the same number"
+        );
         let process = open(pid).unwrap();
         signal(&process, libc::SIGTERM).unwrap();
         let mut fds = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];

@@ -160,10 +160,7 @@ impl Machine {
             .open(self.log())
             .expect("a log");
         let mut command = Command::new(programs().join("crispd"));
-        // Without pods there is no bridge either: what was there before them can be compared with what is left.
-        let settings = self.dir.path().join("crisp.toml");
-        fs::write(&settings, "[network]\nidle_seconds = 0\n").expect("writable");
-        command.arg("--config").arg(settings);
+        command.arg("--config").arg(crate::handlers::config(self.dir()));
         command.arg("--dir").arg(self.state_dir());
         command.args([
             "--cgroup-parent",

@@ -13,6 +13,7 @@ mod nft;
 mod plan;
 mod renumber;
 mod route;
+mod shape;
 mod subnet;
 mod sysctl;
 mod worker;

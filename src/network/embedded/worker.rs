@@ -11,8 +11,9 @@ use super::link::{self, Bridge, Link, Veth};
 use super::nft::{forward, hostports, table};
 use super::plan::{EmbeddedConfig, Layout, LayoutFile, is_veth_name, veth_name};
 use super::subnet::Subnet;
-use super::{conntrack, route, sysctl};
+use super::{conntrack, route, shape, sysctl};
 use crate::model::SandboxId;
+use crate::network::bandwidth::Bandwidth;
 use crate::network::{Attached, Attachment, NetworkError, PortMapping, Protocol, error, netns};
 use crate::sys::netlink::{Family, Socket};
 
@@ -141,8 +142,14 @@ impl Worker {
             bridge: &bridge,
             alias: id.as_str(),
         };
+        let bandwidth = Bandwidth::of(attachment);
         link::create_veth(&mut self.sockets()?.route, &veth).map_err(kernel("create link", &name))?;
-        netns::run_in(&netns, || configure_pod(&ips)).map_err(kernel("configure the pod's end of", &name))?;
+        if let Some(rate) = bandwidth.ingress {
+            let route = &mut self.sockets()?.route;
+            limit(route, &name, rate).map_err(kernel("limit the bandwidth of", &name))?;
+        }
+        netns::run_in(&netns, || configure_pod(&ips, bandwidth.egress))
+            .map_err(kernel("configure the pod's end of", &name))?;
         if !lease.ports.is_empty() {
             let entries = entries(ips.iter().map(|(ip, _)| (*ip, &lease)));
             let filter = &mut self.sockets()?.filter;
@@ -398,8 +405,14 @@ fn hardware_address(ip: IpAddr) -> [u8; 6] {
     [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
 }
 
-/// Inside the pod's namespace: addresses, up, the way out.
-fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
+/// Limits what leaves by a link, in bits per second.
+fn limit(socket: &mut Socket, name: &str, rate: u64) -> io::Result<()> {
+    let index = link::find(socket, name)?.ok_or(io::ErrorKind::NotFound)?.index;
+    socket.send(&mut [shape::limit(index, rate)]).map(drop)
+}
+
+/// Inside the pod's namespace: addresses, the limit to what the pod sends, up, the way out.
+fn configure_pod(ips: &[(IpAddr, Subnet)], egress: Option<u64>) -> io::Result<()> {
     sysctl::quiet_v6(POD_LINK)?;
     let mut socket = Socket::open(Family::Route)?;
     if ips.iter().all(|(ip, _)| ip.is_ipv4()) {
@@ -412,6 +425,9 @@ fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
             .map(|(ip, subnet)| link::address(index, *ip, subnet))
             .collect::<Vec<_>>(),
     )?;
+    if let Some(rate) = egress {
+        socket.send(&mut [shape::limit(index, rate)])?;
+    }
     link::up(&mut socket, index)?;
     let ways = ips
         .iter()

@@ -72,7 +72,10 @@ mod tests {
         let text = "Max processes             unlimited            unlimited            processes\n";
         assert_eq!(soft_limit(text, "Max processes"), None);
         assert_eq!(
-            soft_limit("Max open files            1024                 4096   files", "Max open files"),
+            soft_limit(
+                "Max open files            1024                 4096   files",
+                "Max open files"
+            ),
             Some(1024)
         );
     }

@@ -156,7 +156,10 @@ pub(super) fn resources(samples: &mut Samples, resources: &cri::LinuxContainerRe
         limit => positive(limit).unwrap_or(0),
     };
     samples.add(&is::SPEC_SWAP_LIMIT, swap);
-    let kept = resources.unified.get("memory.min").and_then(|text| text.trim().parse().ok());
+    let kept = resources
+        .unified
+        .get("memory.min")
+        .and_then(|text| text.trim().parse().ok());
     samples.add(&is::SPEC_MEMORY_RESERVATION, kept.unwrap_or(0));
 }
 

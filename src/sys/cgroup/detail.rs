@@ -34,10 +34,9 @@ impl CgroupReader {
                 read_number(dir, &format!("hugetlb.{page_size}.usage_in_bytes"), buffer)?,
                 read_number(dir, &format!("hugetlb.{page_size}.max_usage_in_bytes"), buffer)?,
             ),
-            (Some(Version::V2), Some(dir)) => (
-                read_number(dir, &format!("hugetlb.{page_size}.current"), buffer)?,
-                None,
-            ),
+            (Some(Version::V2), Some(dir)) => {
+                (read_number(dir, &format!("hugetlb.{page_size}.current"), buffer)?, None)
+            }
             _ => (None, None),
         };
         Ok(usage.map(|usage_bytes| Hugepages {
@@ -65,7 +64,11 @@ pub fn page_sizes() -> Vec<String> {
     let mut found: Vec<u64> = entries
         .filter_map(|entry| {
             let name = entry.ok()?.file_name();
-            name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()
+            name.to_str()?
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()
         })
         .collect();
     found.sort_unstable();
