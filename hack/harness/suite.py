@@ -42,7 +42,7 @@ def _cargo_test(names, *words):
 
 
 def _tools():
-    for name in ("crictl", "critest", "bench-client"):
+    for name in ("crictl", "critest", "bench-client", "kubelet", "kubelet-client"):
         yield [sys.executable, "-c", f"from harness import tools; tools.tool({name!r})"]
 
 
@@ -87,13 +87,17 @@ def _demo_cni():
     yield ["hack/demo", "--cni"]
 
 
+def _node():
+    yield ["hack/node-test"]
+
+
 def _lane():
     yield ["hack/lane", "--smoke"]
 
 
 STAGES = {
     "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "integration": _integration, "faults": _faults,
-    "tools": _tools, "critest": _critest, "demo": _demo, "demo-cni": _demo_cni, "lane": _lane,
+    "tools": _tools, "critest": _critest, "demo": _demo, "demo-cni": _demo_cni, "node": _node, "lane": _lane,
 }
 
 
