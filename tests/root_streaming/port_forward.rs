@@ -159,7 +159,10 @@ fn listeners_of_either_family_in_the_pod_are_reached() {
     let node = Node::start();
     let pod = node.pod(NamespaceMode::Pod);
     let servers = "nc -ll -s 127.0.0.1 -p 80 -e sh -c 'echo four' & nc -ll -s ::1 -p 81 -e sh -c 'echo six'";
-    node.container(&pod, &["sh", "-c", servers], |_| {});
+    let container = node.container(&pod, &["sh", "-c", &format!("{servers}; wait")], |_| {});
+    eventually("both listen", || {
+        node.sync(&container, "cat /proc/net/tcp /proc/net/tcp6 | grep -c ' 0A ' || true") == "2"
+    });
     for transport in ["spdy", "websocket"] {
         for (port, said) in [(80, "four"), (81, "six")] {
             let forwarding = Forwarding::new(&node, transport, &pod, port);
