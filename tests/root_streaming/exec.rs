@@ -61,8 +61,7 @@ fn every_byte_arrives_by_both_transports() {
 
 /// The pid of the monitor above a container, by its first process.
 fn monitor(node: &Node, container: &str) -> i32 {
-    let info: serde_json::Value = serde_json::from_str(&node.status(container).info["info"]).unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", info["pid"])).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid(container))).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
     let parent = parent.trim().parse().unwrap();
     let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap();

@@ -245,6 +245,12 @@ impl Node {
         answer.unwrap().into_inner()
     }
 
+    /// The pid of a container's first process.
+    pub fn pid(&self, container: &str) -> i64 {
+        let info: serde_json::Value = serde_json::from_str(&self.status(container).info["info"]).unwrap();
+        info["pid"].as_i64().unwrap()
+    }
+
     /// The URL of an exec of `words`; `change` says which streams.
     pub fn exec_url(&self, container: &str, words: &[&str], change: impl FnOnce(&mut ExecRequest)) -> String {
         let mut request = ExecRequest {
