@@ -2,12 +2,14 @@
 
 use tonic::{Code, Status};
 
-use crate::container::ContainerError;
 use crate::container::spec::SpecError;
+use crate::container::{CdiError, ContainerError};
+use crate::handler::UnknownHandler;
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
 use crate::monitor::protocol::FailureKind;
+use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 use crate::streaming::StreamingError;
@@ -26,16 +28,22 @@ impl ToCode for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
-            Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
+            Self::NotReady { .. } | Self::NoUserNamespaces { .. } => Code::FailedPrecondition,
+            Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
+            | Self::UserNamespace { .. }
             | Self::Network { .. }
             | Self::Path { .. }
             | Self::Cgroup { .. }
             | Self::Store(_)
             | Self::Fault(_) => Code::Internal,
             Self::Connect { .. } => Code::Unavailable,
+            Self::PodCidrs {
+                source: NetworkError::PodCidr { .. },
+            } => Code::InvalidArgument,
+            Self::PodCidrs { .. } => Code::Internal,
             Self::Monitor { source, .. } => source.code(),
             Self::Containers { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
@@ -47,12 +55,12 @@ impl ToCode for ContainerError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::ImageNotFound { .. } | Self::ImageGone { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
                 Code::FailedPrecondition
             }
-            Self::ExecTimeout { .. } | Self::Hung { .. } => Code::DeadlineExceeded,
+            Self::ExecTimeout { .. } | Self::Hung { .. } | Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::Lost
             | Self::StartFailed { .. }
             | Self::Unkillable { .. }
@@ -63,7 +71,24 @@ impl ToCode for ContainerError {
             Self::Monitor { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
             Self::Seccomp(_) => Code::InvalidArgument,
+            Self::Cdi(source) => source.code(),
         }
+    }
+}
+
+impl ToCode for CdiError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Name { .. } => Code::InvalidArgument,
+            Self::Unknown { .. } => Code::NotFound,
+            Self::Twice { .. } | Self::Edit { .. } | Self::Node { .. } => Code::FailedPrecondition,
+        }
+    }
+}
+
+impl ToCode for UnknownHandler {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
     }
 }
 

@@ -1,11 +1,16 @@
 //! Settings: a raw file and flags become validated settings; all mistakes are told at once.
 
+mod runtimes;
 mod streaming;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::model::OciRuntime;
+use runtimes::RawRuntime;
 pub use streaming::{RawStreaming, Streaming, TlsFiles};
 
 /// Which network gives pods their addresses.
@@ -44,6 +49,7 @@ pub struct Raw {
     pub network: RawNetwork,
     pub container: RawContainer,
     pub streaming: RawStreaming,
+    pub runtimes: BTreeMap<String, RawRuntime>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -60,6 +66,7 @@ pub struct RawNetwork {
     pub cni_conf_dir: Option<PathBuf>,
     pub cni_bin_dirs: Option<Vec<PathBuf>>,
     pub bridge: Option<String>,
+    pub idle_seconds: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -67,6 +74,7 @@ pub struct RawNetwork {
 pub struct RawContainer {
     pub log_line_max_bytes: Option<u32>,
     pub seccomp_profile_root: Option<PathBuf>,
+    pub cdi_dirs: Option<Vec<PathBuf>>,
 }
 
 /// The documented defaults; `crispd config-default` prints this text.
@@ -97,12 +105,16 @@ cni_conf_dir = "/etc/cni/net.d"
 cni_bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 # The embedded bridge's name.
 bridge = "crisp0"
+# How long it stays, with its nftables table, after the last pod.
+idle_seconds = 30
 
 [container]
 # A longer line of output becomes several records marked P, of this many bytes.
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+# Where CDI specification files are; a later directory wins over an earlier one.
+cdi_dirs = ["/etc/cdi", "/var/run/cdi"]
 
 [streaming]
 # Where exec, attach and port-forward are served: an IP address and a port; 0 is any port that is free. A kubelet on this
@@ -121,6 +133,13 @@ max_sessions = 1000
 # TLS 1.2 or 1.3 by these PEM files, both or none; read again when they change.
 # tls_cert = "/etc/crisp/streaming.crt"
 # tls_key = "/etc/crisp/streaming.key"
+
+# Runtime handlers beside the built-in one, "" (libcontainer): OCI runtimes that take runc's commands and options. The name is
+# what a RuntimeClass says as its handler.
+# [runtimes.runc]
+# path = "/usr/sbin/runc"
+# What comes before the runtime's commands; --root, --log and --log-format are crispd's.
+# options = []
 "#;
 
 /// Flags that win over the file.
@@ -152,8 +171,12 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub bridge: String,
+    pub network_idle: Duration,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    pub cdi_dirs: Vec<PathBuf>,
+    /// The external runtimes by the names of their handlers.
+    pub runtimes: BTreeMap<String, OciRuntime>,
     pub streaming: Streaming,
 }
 
@@ -185,6 +208,7 @@ fn instance_of(dir: &Path) -> String {
 
 /// Puts flags over `raw` and checks everything; every mistake is in the one error.
 pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
+    let (runtimes, mut mistakes) = runtimes::validate(raw.runtimes);
     let dir = flags.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir));
     let root = dir
         .as_ref()
@@ -198,7 +222,6 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .unwrap_or_else(|| "/run/crisp".into());
     let instance = dir.as_deref().map(instance_of).unwrap_or_default();
     let own_socket = dir.is_some().then(|| run.join("crisp.sock"));
-    let mut mistakes = Vec::new();
     let config = Config {
         socket: flags
             .socket
@@ -240,11 +263,17 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             instance => format!("crisp-{instance}"),
         }),
         instance,
+        network_idle: Duration::from_secs(raw.network.idle_seconds.unwrap_or(30).into()),
         log_line_max_bytes: raw.container.log_line_max_bytes.unwrap_or(16384),
         seccomp_profile_root: raw
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
+        cdi_dirs: raw
+            .container
+            .cdi_dirs
+            .unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
+        runtimes,
         streaming: streaming::validate(raw.streaming, &mut mistakes),
     };
     for (key, path) in [
@@ -261,6 +290,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .registry_config_dirs
         .iter()
         .chain(&config.cni_bin_dirs)
+        .chain(&config.cdi_dirs)
         .filter(|path| !path.is_absolute())
     {
         mistakes.push(format!(

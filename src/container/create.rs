@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 use tokio::sync::watch;
 
+use super::cdi;
+use super::layers::Users;
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
 use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
@@ -21,9 +23,9 @@ use crate::image::{Image, Lease};
 use crate::model::{ContainerId, chain};
 use crate::monitor::client::{ContainerFds, ContainerSpec, LateMount, NamespaceKind};
 use crate::operation::OperationError;
-use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
+use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER};
 use crate::sys::cgroup::{Cgroup, JoinFds};
-use crate::sys::mount;
+use crate::sys::pidfd;
 use crate::undo::Undo;
 
 /// A container that is described, its root file system at hand.
@@ -31,6 +33,24 @@ struct Described {
     built: Built,
     rootfs: OwnedFd,
     dir: PathBuf,
+    users: Option<Users>,
+}
+
+/// The users of a pod with a user namespace: that of pause, by which the pod's namespaces live.
+fn users_of(pod: &Pod) -> Result<Option<Users>, ContainerError> {
+    let Some(ids) = spec::namespaces::user_ids(&pod.record.config) else {
+        return Ok(None);
+    };
+    let path = format!("/proc/{}/ns/user", pod.pause.pid);
+    let opened = fs::File::open(&path).and_then(|namespace| {
+        // Opened first: if it is still pause then, it was.
+        match pidfd::start_time(pod.pause.pid)? == pod.pause.start_time {
+            true => Ok(namespace.into()),
+            false => Err(std::io::ErrorKind::NotFound.into()),
+        }
+    });
+    let namespace = opened.map_err(ContainerError::path("open", path))?;
+    Ok(Some(Users { namespace, ids }))
 }
 
 impl Containers {
@@ -84,13 +104,15 @@ impl Containers {
             }
             names.insert(name.clone(), id.clone());
         }
-        let mut undo = Undo::default();
+        let (mut undo, mut recorded) = (Undo::default(), None);
         let this = self.clone();
+        let access = pod.access.clone();
+        let sandbox_id = pod.record.id.clone();
         undo.push("container name", move || async move {
             this.names.lock().expect("no panic holds it").remove(&name);
             Ok(())
         });
-        match self.make(&id, pod, config, &mut undo).await {
+        match self.make(&id, pod, config, &mut undo, &mut recorded).await {
             Ok(container) => {
                 undo.commit();
                 fault::point("create: committed").await?;
@@ -98,34 +120,48 @@ impl Containers {
                 Ok(id)
             }
             Err(error) => {
-                undo.unwind().await;
+                let left = undo.unwind().await;
+                let (store, at) = (self.parts.store.clone(), id);
+                // By the record alone can what is left be undone: it goes last, or it stays.
+                let undone = left.is_empty() && {
+                    let removed = blocking(move || store.remove_container(&sandbox_id, &at)).await;
+                    removed
+                        .inspect_err(|error| tracing::warn!(error = %chain(error), "container directories remain"))
+                        .is_ok()
+                };
+                if let Some(record) = recorded.filter(|_| !undone) {
+                    self.undo_later(record, access);
+                }
                 Err(error)
             }
         }
     }
 
-    /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it.
+    /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it, but for
+    /// the directories. `recorded` is what is on disk of it by then.
     async fn make(
         self: &Arc<Self>,
         id: &ContainerId,
         pod: Pod,
         config: cri::ContainerConfig,
         undo: &mut Undo,
+        recorded: &mut Option<ContainerRecord>,
     ) -> Result<Arc<Container>, ContainerError> {
         let sandbox_id = pod.record.id.clone();
         let log_path = log::path(&pod.record.config, &config)?;
-        let (image, lease) = self.image_of(&config)?;
+        let runtime = self.runtime_for(&pod, &config)?;
+        let lease = self.image_of(&config)?;
+        let image = lease.image().clone();
+        let volume_images = self.volume_images(&config)?;
         let store = self.parts.store.clone();
-        undo.push("container directories", {
-            let (store, sandbox_id, id) = (store.clone(), sandbox_id.clone(), id.clone());
-            move || async move {
-                blocking(move || store.remove_container(&sandbox_id, &id))
-                    .await
-                    .map_err(|error| chain(&error))
-            }
-        });
-        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
+        let Described {
+            built,
+            rootfs,
+            dir,
+            users,
+        } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
         fault::point("create: described").await?;
+        self.check_features(&pod, &built)?;
         for capability in &built.capabilities_cut {
             tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
         }
@@ -133,17 +169,23 @@ impl Containers {
             id: id.clone(),
             sandbox_id: sandbox_id.clone(),
             image_id: image.id.clone(),
+            volume_images: volume_images
+                .iter()
+                .map(|(reference, lease)| (reference.clone(), lease.image().id.clone()))
+                .collect(),
             created_at_ns: now_ns(),
             cgroup: format!("{}/{id}", pod.record.cgroup_parent),
             log_path,
             stop_signal: built.stop_signal,
             user: container_user(&built),
+            runtime,
             policy: serde_json::to_value(&built.policy).map_err(|error| ContainerError::Invalid {
                 what: format!("process policy: {error}"),
             })?,
             config,
         };
         let written = record.clone();
+        *recorded = Some(record.clone());
         blocking(move || store.write_container(&written)).await?;
         fault::point("create: recorded").await?;
 
@@ -151,6 +193,9 @@ impl Containers {
         undo.push("cgroup of the container", {
             let (cgroups, path) = (cgroups.clone(), record.cgroup.clone());
             move || async move {
+                fault::point("create: cgroup unmade")
+                    .await
+                    .map_err(|error| error.to_string())?;
                 let removed = blocking(move || {
                     let cgroup = Cgroup::open(&cgroups, &path)?;
                     cgroup.kill()?;
@@ -164,27 +209,25 @@ impl Containers {
         // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
         let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         fault::point("create: cgroup made").await?;
-        let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
+        let mounts = self
+            .open_binds(&built.binds, &volumes, &volume_images, &run_dir, &dir, &rootfs, users)
+            .await?;
         let log = match record.log_path.clone() {
             None => None,
             Some(path) => Some(blocking(move || log::open(&path)).await?),
         };
-        let request = ContainerSpec {
+        let target = self.target_namespace(&pod, &record.config)?;
+        let mut request = ContainerSpec {
             container_id: id.to_string(),
-            spec: serde_json::to_vec(&built.spec).map_err(|error| ContainerError::Invalid {
-                what: format!("OCI spec: {error}"),
-            })?,
-            policy: Some(self.monitor_policy(&built.policy)?),
             tty: record.config.tty,
             stdin: record.config.stdin,
             log_line_limit: self.parts.log_line_max_bytes,
-            late_mounts: late_mounts(&built.binds),
+            ..ContainerSpec::default()
         };
-        let target = self.target_namespace(&pod, &record.config)?;
-        let fds = ContainerFds {
+        let mut fds = ContainerFds {
             rootfs,
             mounts,
-            cgroup_procs: cgroup.tasks,
+            cgroup_procs: Vec::new(),
             cgroup_dir: cgroup.directory,
             log,
             oom_events,
@@ -193,7 +236,21 @@ impl Containers {
                 .map(|namespace| (NamespaceKind::Pid, namespace))
                 .collect(),
         };
-        let created = pod.monitor.create_container(request, fds).await;
+        let created = match record.runtime.clone() {
+            None => {
+                request.spec = serde_json::to_vec(&built.spec).map_err(|error| ContainerError::Invalid {
+                    what: format!("OCI spec: {error}"),
+                })?;
+                request.policy = Some(self.monitor_policy(&built.policy)?);
+                request.late_mounts = late_mounts(&built.binds);
+                fds.cgroup_procs = cgroup.tasks;
+                pod.monitor.create_container(request, fds).await
+            }
+            Some(runtime) => {
+                self.create_external(&runtime, (&record, &built), &pod.monitor, (request, fds), undo)
+                    .await?
+            }
+        };
         let process = created.map_err(ContainerError::monitor("create the process", id))?;
         undo.push("process of the container", {
             let (monitor, id) = (pod.monitor.clone(), id.clone());
@@ -221,8 +278,8 @@ impl Containers {
             state: watch::Sender::new(State::Created { process }),
             resources: Mutex::new(resources),
             policy: Some(built.policy),
-            monitor: Mutex::new(Some(pod.monitor)),
-            _lease: Some(lease),
+            monitor: pod.access,
+            _leases: volume_images.into_values().chain([lease]).collect(),
             inherited: Inherited::default(),
         });
         self.index
@@ -233,27 +290,25 @@ impl Containers {
         Ok(container)
     }
 
-    fn image_of(&self, config: &cri::ContainerConfig) -> Result<(Arc<Image>, Lease), ContainerError> {
-        let reference = config
-            .image
-            .as_ref()
-            .map(|image| image.image.clone())
-            .unwrap_or_default();
-        if reference.is_empty() {
-            return Err(ContainerError::Invalid {
+    fn image_of(&self, config: &cri::ContainerConfig) -> Result<Lease, ContainerError> {
+        match config.image.as_ref().map(|image| image.image.as_str()) {
+            None | Some("") => Err(ContainerError::Invalid {
                 what: "container config: image is missing".to_owned(),
-            });
+            }),
+            Some(reference) => self.hold(reference),
         }
-        let image = self
-            .parts
-            .images
-            .find(&reference)
-            .ok_or(ContainerError::ImageNotFound { reference })?;
-        let lease = self.parts.images.hold(&image.id);
-        let lease = lease.ok_or_else(|| ContainerError::ImageGone {
-            image_id: image.id.clone(),
+    }
+
+    /// Keeps the layers of an image for a container.
+    pub(super) fn hold(&self, reference: &str) -> Result<Lease, ContainerError> {
+        let image = self.parts.images.find(reference);
+        let image = image.ok_or_else(|| ContainerError::ImageNotFound {
+            reference: reference.to_owned(),
         })?;
-        Ok((image, lease))
+        let lease = self.parts.images.hold(&image.id);
+        lease.ok_or_else(|| ContainerError::ImageGone {
+            image_id: image.id.clone(),
+        })
     }
 
     /// Root file system and description: what blocks is on a thread that may.
@@ -263,13 +318,17 @@ impl Containers {
         pod: &Pod,
         config: &cri::ContainerConfig,
         image: &Arc<Image>,
+        external: bool,
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
-        let (id, pod, config, image) = (id.clone(), pod.record.clone(), config.clone(), image.clone());
+        let (id, pod, config, image) = (id.clone(), pod.clone(), config.clone(), image.clone());
         blocking(move || {
+            let users = users_of(&pod)?;
+            let pod = pod.record;
             let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
-            let rootfs = mount_rootfs(&dir, &image, &this.parts.images.layers(&image))?;
-            let devices = spec::devices::lookup(&config)?;
+            let rootfs = this.mount_rootfs(&dir, &image, users.as_ref())?;
+            let cdi::Edited { config, devices } = cdi::apply(&config, &this.parts.cdi_dirs)?;
+            let devices = [spec::devices::lookup(&config)?, devices].concat();
             let hostname = hostname(&pod.config);
             let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
             let built = spec::build(&Input {
@@ -283,15 +342,36 @@ impl Containers {
                     ipc: Some("nsfd:ipc".into()),
                     uts: Some("nsfd:uts".into()),
                     pid: Some("nsfd:pid".into()),
-                    user: None,
+                    user: Some("nsfd:user".into()),
                 },
                 cgroup_mounts: &cgroup_mounts,
+                external,
                 devices: &devices,
                 host: &this.parts.host,
             })?;
-            Ok(Described { built, rootfs, dir })
+            Ok(Described {
+                built,
+                rootfs,
+                dir,
+                users,
+            })
         })
         .await
+    }
+
+    /// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
+    /// the image's.
+    fn mount_rootfs(&self, dir: &Path, image: &Image, users: Option<&Users>) -> Result<OwnedFd, ContainerError> {
+        let upper = dir.join(UPPER);
+        let like_the_image = || {
+            chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
+            fs::set_permissions(&upper, fs::Permissions::from_mode(image.root.mode & 0o7777))
+        };
+        like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
+        let lower = self.parts.images.layers(image);
+        self.layers
+            .root(&lower, dir, users)
+            .map_err(ContainerError::path("mount the root file system of", dir))
     }
 
     /// The container's cgroup in every controller of cgroup v1, which it sees below /sys/fs/cgroup.
@@ -357,18 +437,6 @@ fn hostname(pod: &cri::PodSandboxConfig) -> String {
         return rustix::system::uname().nodename().to_string_lossy().into_owned();
     }
     pod.hostname.clone()
-}
-
-/// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
-/// the image's.
-fn mount_rootfs(dir: &Path, image: &Image, layers: &[PathBuf]) -> Result<OwnedFd, ContainerError> {
-    let (upper, work) = (dir.join(UPPER), dir.join(WORK));
-    let like_the_image = || {
-        chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
-        fs::set_permissions(&upper, fs::Permissions::from_mode(image.root.mode & 0o7777))
-    };
-    like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
-    mount::overlay(layers, &upper, &work).map_err(ContainerError::path("mount the root file system of", dir))
 }
 
 /// The binds that the description for libcontainer leaves out.

@@ -1,11 +1,14 @@
 //! A container's life, one verb a file. What a container is to be (its OCI spec) is in [`spec`].
 
 mod attach;
+mod cdi;
 mod create;
 mod error;
 mod exec;
 mod exec_sync;
 mod exited;
+mod external;
+mod layers;
 mod list;
 mod log;
 mod mounts;
@@ -17,6 +20,7 @@ pub mod spec;
 mod start;
 mod state;
 mod stop;
+mod unfinished;
 mod update_resources;
 mod volume;
 
@@ -29,15 +33,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 pub use attach::{AttachPipes, Attachment};
+pub use cdi::CdiError;
 pub use error::ContainerError;
 pub use exec::{ExecPipes, ExecProcess, ExecStreams};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
+pub use layers::Layers;
 pub use state::State;
 
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::image::{Images, Lease};
 use crate::model::{ContainerId, SandboxId, chain};
+use crate::monitor::Access;
 use crate::monitor::client::Client;
 use crate::operation::Operations;
 use crate::store::{ContainerPhase, ContainerRecord, ContainerStatus, PodRecord, Process, Store, UPPER};
@@ -48,6 +56,8 @@ use crate::sys::cgroup::Hierarchy;
 pub struct Pod {
     pub record: Arc<PodRecord>,
     pub monitor: Client,
+    /// The same, for as long as the pod lives.
+    pub access: Access,
     pub pause: Process,
 }
 
@@ -60,9 +70,10 @@ pub struct Container {
     policy: Option<spec::Policy>,
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
-    monitor: Mutex<Option<Client>>,
-    /// Keeps the image's layers while the container lives. Absent if they were gone when the daemon came back.
-    _lease: Option<Lease>,
+    monitor: Access,
+    /// Keep the layers of its image, and of those it has as volumes, while the container lives. Without those that were
+    /// gone when the daemon came back.
+    _leases: Vec<Lease>,
     inherited: Inherited,
 }
 
@@ -73,6 +84,8 @@ struct Inherited {
     unfinished: bool,
     /// It was made, but whoever asked for it may not have been told.
     unanswered: AtomicBool,
+    /// It was started, but whoever asked for that may not have been told.
+    start_unanswered: AtomicBool,
 }
 
 impl Container {
@@ -86,10 +99,19 @@ impl Container {
         self.resources.lock().expect("no panic holds it").clone()
     }
 
-    fn monitor(&self) -> Result<Client, ContainerError> {
-        let monitor = self.monitor.lock().expect("no panic holds it").clone();
-        monitor.ok_or_else(|| ContainerError::MonitorGone {
-            container_id: self.record.id.clone(),
+    /// The pod's monitor. One that has not answered since the daemon came back is waited for.
+    async fn monitor(&self) -> Result<Client, ContainerError> {
+        let container_id = || self.record.id.clone();
+        self.monitor.answering().await.ok_or_else(|| {
+            if self.monitor.is_silent() {
+                ContainerError::MonitorSilent {
+                    container_id: container_id(),
+                }
+            } else {
+                ContainerError::MonitorGone {
+                    container_id: container_id(),
+                }
+            }
         })
     }
 
@@ -119,30 +141,37 @@ pub struct Parts {
     pub cgroups: Arc<Hierarchy>,
     pub events: Events,
     pub host: Arc<spec::HostFacts>,
+    pub handlers: Arc<Handlers>,
     pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    /// Where CDI specification files are.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 /// All containers.
 pub struct Containers {
     parts: Parts,
+    layers: Arc<Layers>,
     /// Short critical sections only: no file, process or message is touched under it.
     index: RwLock<HashMap<ContainerId, Arc<Container>>>,
     /// Who holds which name: "sandbox id, name, attempt".
     names: Mutex<HashMap<String, ContainerId>>,
     creating: Operations<Result<ContainerId, Arc<ContainerError>>>,
+    starting: Operations<Result<(), Arc<ContainerError>>>,
 }
 
 impl Containers {
     /// No containers yet; [`Containers::adopt`] brings back those of an earlier daemon.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts, layers: Layers) -> Self {
         Self {
             parts,
+            layers: Arc::new(layers),
             index: RwLock::default(),
             names: Mutex::default(),
             creating: Operations::default(),
+            starting: Operations::default(),
         }
     }
 
@@ -170,6 +199,14 @@ impl Containers {
             .filter(|container| container.record.sandbox_id == *sandbox_id)
             .cloned()
             .collect()
+    }
+
+    /// Whether pods can have user namespaces on this node, and if not, why.
+    pub fn user_namespaces(&self) -> Result<(), String> {
+        match self.layers.no_user_namespaces() {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(()),
+        }
     }
 
     /// Where a container's own files are.

@@ -32,7 +32,8 @@ pub enum Role {
     Log = 5,
     /// `memory.events` (cgroup v2) or `memory.oom_control` (v1) of a container.
     OomEvents = 6,
-    /// Namespaces that `nsfd:<kind>` in the OCI spec's namespace paths mean. Those not sent are pause's.
+    /// Namespaces that `nsfd:<kind>` in the OCI spec's namespace paths mean. Those not sent are pause's. A sandbox is
+    /// sent the user namespace that it is to live in.
     NamespaceNet = 7,
     NamespaceIpc = 8,
     NamespaceUts = 9,
@@ -43,6 +44,8 @@ pub enum Role {
     Stderr = 14,
     /// The directory of a cgroup2 cgroup to be born in.
     CgroupDirectory = 16,
+    /// The mount namespace that an external runtime's own is a copy of: the daemon's.
+    HostMounts = 30,
 }
 
 /// From the daemon. Descriptors ride with the frame, in the order of `roles`.
@@ -70,7 +73,7 @@ pub enum Call {
     CreateContainer(CreateContainer),
     /// Answered when the program is executing, or by why it is not.
     #[prost(message, tag = "13")]
-    Start(ContainerRef),
+    Start(StartContainer),
     /// Answered by the process when the program is executing, or by why it is not.
     #[prost(message, tag = "14")]
     Exec(Exec),
@@ -116,6 +119,33 @@ pub struct ContainerRef {
     pub container_id: String,
 }
 
+/// With a `runtime`, descriptor `HostMounts`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StartContainer {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// Of a container that an external runtime made.
+    #[prost(message, optional, tag = "20")]
+    pub runtime: Option<Runtime>,
+}
+
+/// An external OCI runtime: how it is run for one container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Runtime {
+    /// Absolute.
+    #[prost(bytes = "vec", tag = "1")]
+    pub program: Vec<u8>,
+    /// What comes before the command.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub options: Vec<Vec<u8>>,
+    /// The bundle, absolute: a directory that holds an empty directory `stage`.
+    #[prost(bytes = "vec", tag = "3")]
+    pub bundle: Vec<u8>,
+    /// Mount points that the runtime must not see.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub hidden: Vec<Vec<u8>>,
+}
+
 /// A range of user or group ids (user_namespaces(7)).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct IdMapping {
@@ -127,7 +157,7 @@ pub struct IdMapping {
     pub size: u32,
 }
 
-/// Descriptors: `Network` (else the host's), `CgroupProcs`.
+/// Descriptors: `Network` (else the host's), `NamespaceUser` (else the host's), `CgroupProcs`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateSandbox {
     /// Set in a new UTS namespace; absent: the host's namespace.
@@ -150,11 +180,9 @@ pub struct CreateSandbox {
     /// An array of `struct sock_filter`; empty: none.
     #[prost(bytes = "vec", tag = "8")]
     pub seccomp: Vec<u8>,
-    /// Not empty: a new user namespace, which owns the pod's other new namespaces.
+    /// The users of `NamespaceUser`, which owns the pod's other new namespaces. (Tag 10 was the groups: never sent.)
     #[prost(message, repeated, tag = "9")]
     pub uid_mappings: Vec<IdMapping>,
-    #[prost(message, repeated, tag = "10")]
-    pub gid_mappings: Vec<IdMapping>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -215,12 +243,13 @@ pub struct Policy {
 }
 
 /// Descriptors: `Rootfs`, `Mount`s in order, `CgroupProcs`, `Log` (else the output is thrown away), `OomEvents`,
-/// `Namespace*`.
+/// `Namespace*`; with a `runtime` also `HostMounts`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateContainer {
     #[prost(string, tag = "1")]
     pub container_id: String,
-    /// The OCI runtime spec as JSON. Its `process` is ignored: `policy` says it all.
+    /// The OCI runtime spec as JSON. Its `process` is ignored: `policy` says it all. For an external runtime it is the
+    /// whole bundle's, and `policy` is ignored but for the pipes' owner.
     #[prost(bytes = "vec", tag = "2")]
     pub spec: Vec<u8>,
     #[prost(message, optional, tag = "3")]
@@ -236,6 +265,9 @@ pub struct CreateContainer {
     /// Mounts that are not in the spec: attached in order when libcontainer has done its part.
     #[prost(message, repeated, tag = "7")]
     pub late_mounts: Vec<LateMount>,
+    /// The external runtime that makes it; else libcontainer does.
+    #[prost(message, optional, tag = "20")]
+    pub runtime: Option<Runtime>,
 }
 
 /// A mount that must not be there yet when libcontainer makes its devices.
@@ -262,6 +294,21 @@ pub struct Exec {
     /// Names this process in `SignalExec`, `ExecExited` and the snapshot; unique for the monitor's life.
     #[prost(uint64, tag = "4")]
     pub exec_id: u64,
+    /// In a container that an external runtime made; then also descriptor `HostMounts`.
+    #[prost(message, optional, tag = "20")]
+    pub external: Option<ExternalExec>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExternalExec {
+    #[prost(message, required, tag = "1")]
+    pub runtime: Runtime,
+    /// The process of the OCI runtime spec as JSON.
+    #[prost(bytes = "vec", tag = "2")]
+    pub process: Vec<u8>,
+    /// On cgroup v2: the cgroup, below the container's, that the runtime moves it to.
+    #[prost(string, optional, tag = "3")]
+    pub cgroup: Option<String>,
 }
 
 /// To a container's first process.

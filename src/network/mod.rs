@@ -12,6 +12,7 @@ pub mod embedded;
 mod error;
 pub mod netns;
 mod networks;
+mod pod_cidrs;
 
 pub use attachment::{Attached, Attachment, Dns, Plan, PortMapping, Protocol};
 pub use config::{Mode, NetworkConfig};

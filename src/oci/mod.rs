@@ -4,6 +4,7 @@
 //! changes its caller and, when it fails, leaves descriptors and children behind.
 //!
 //! - [`youki`]: the only file that names libcontainer.
+//! - [`external`]: an OCI runtime's command line instead.
 //! - `stage`: puts the detached mounts that the daemon sent where libcontainer can bind them from.
 //! - `execute`: from a process inside its container to the program, without giving anything away.
 //! - `late`: mounts on or below a /dev that is the user's own, when libcontainer is done with it.
@@ -12,6 +13,7 @@
 
 mod diagnosis;
 mod execute;
+pub mod external;
 mod late;
 pub mod line;
 mod stage;
@@ -97,6 +99,8 @@ pub struct Creation {
     /// Those of `mounts` that are attached last, in order, and where.
     pub late_mounts: Vec<(usize, PathBuf)>,
     pub namespaces: Namespaces,
+    /// The node's number for root of the pod's user namespace; 0 without one.
+    pub root_id: u32,
     pub stdio: Stdio,
     pub policy: Policy,
 }
@@ -132,6 +136,12 @@ pub enum OciError {
         index: usize,
         #[source]
         source: io::Error,
+    },
+    #[error("{program} {command}: {why}")]
+    Runtime {
+        program: String,
+        command: &'static str,
+        why: String,
     },
     #[error("libcontainer {op}")]
     Libcontainer {

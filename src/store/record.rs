@@ -1,5 +1,6 @@
 //! What the records say.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cri;
-use crate::model::{ContainerId, ImageId, SandboxId};
+use crate::model::{ContainerId, ImageId, OciRuntime, SandboxId};
 
 /// The version of the records that this daemon writes and reads.
 const VERSION: u32 = 1;
@@ -139,6 +140,9 @@ pub struct ContainerRecord {
     #[serde(with = "message")]
     pub config: cri::ContainerConfig,
     pub image_id: ImageId,
+    /// The images that are mounted as volumes, by the request's names for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volume_images: BTreeMap<String, ImageId>,
     pub created_at_ns: i64,
     pub cgroup: String,
     /// Absent if the request asks for no log.
@@ -147,6 +151,9 @@ pub struct ContainerRecord {
     /// Who the process runs as (ContainerStatus.user).
     #[serde(with = "message")]
     pub user: cri::ContainerUser,
+    /// The external runtime that made it, and whose it stays whatever is configured later; absent: libcontainer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<OciRuntime>,
     /// The process policy, which every exec into the container shares.
     pub policy: serde_json::Value,
 }

@@ -427,6 +427,7 @@ fn many_at_once_are_quick_and_no_address_is_lost() {
                 .into_iter()
                 .for_each(|deleted| deleted.unwrap());
         });
+        machine.settle(&networks);
         println!(
             "{PODS} pods: ADD {:?} each, DEL {:?} each",
             added / PODS as u32,
@@ -434,6 +435,36 @@ fn many_at_once_are_quick_and_no_address_is_lost() {
         );
         assert!(added < Duration::from_millis(20) * PODS as u32, "{added:?}");
         machine.assert_nothing_left();
+    });
+}
+
+/// The usual end of a pod: its namespace goes, the kernel takes the link along, and the address comes free by itself.
+#[test]
+fn a_link_goes_with_its_namespace_and_a_held_namespace_does_not_hold_it() {
+    Machine::run_test(|machine| {
+        let networks = machine.open(config(machine));
+        let (gone, held) = (machine.pod('a', &[]), machine.pod('b', &[]));
+        for pod in [&gone, &held] {
+            machine.add(&networks, pod);
+        }
+        for pod in [&gone, &held] {
+            let plan = machine.plan(&networks, pod);
+            machine.wait(networks.del(&plan, None)).unwrap();
+        }
+        assert_eq!(machine.leases(), 2, "an address rests while its link may be there");
+        drop(gone);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while machine.leases() > 0 || machine.sh("ip -br link").contains("crs") || machine.sh("nft list ruleset") != ""
+        {
+            assert!(
+                Instant::now() < deadline,
+                "{}",
+                machine.sh("ip -br link; nft list ruleset")
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        machine.assert_nothing_left();
+        drop(held);
     });
 }
 
@@ -459,6 +490,7 @@ fn coming_and_going_at_once_leaves_nothing() {
             });
             futures_util::future::join_all(lives).await;
         });
+        machine.settle(&networks);
         machine.assert_nothing_left();
     });
 }

@@ -4,24 +4,34 @@
 //! its own names. A test that restarts its daemon makes a world of its own.
 
 mod accounts;
+mod cdi;
 mod cgroups;
 mod errors;
 mod events;
 mod files;
 mod fixture;
 mod foreign_client;
+#[path = "../support/handlers.rs"]
+mod handlers;
 mod images;
 mod life;
 mod limits;
 mod lists;
 mod logs;
+mod metrics;
 mod mounts;
 mod namespaces;
 mod oom;
+mod pod_cidrs;
+mod pod_resources;
 mod ports;
 mod process;
 mod registry;
+mod runtimes;
+mod scale;
 mod secrets_kept;
 mod security;
 mod start;
 mod stats;
+mod subscribers;
+mod userns;

@@ -2,6 +2,8 @@
 
 mod attach;
 mod exec;
+#[path = "../support/handlers.rs"]
+mod handlers;
 mod limits;
 mod node;
 mod port_forward;

@@ -77,6 +77,8 @@ impl Node {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/crisp-streaming-{}-{number}", std::process::id());
         let daemon = Command::new(bin.join("crispd"))
+            .arg("--config")
+            .arg(crate::handlers::config(dir.path()))
             .arg("--dir")
             .arg(dir.path().join("crisp"))
             .arg("--lib-dir")
@@ -182,7 +184,7 @@ impl Node {
             };
             let request = RunPodSandboxRequest {
                 config: Some(config),
-                ..RunPodSandboxRequest::default()
+                runtime_handler: crate::handlers::handler(),
             };
             self.client()
                 .await

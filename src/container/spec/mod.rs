@@ -14,6 +14,7 @@ use oci_spec::runtime::{
 
 use crate::cri;
 
+pub mod bundle;
 pub mod devices;
 pub mod error;
 pub mod host;
@@ -51,6 +52,8 @@ pub struct Input<'a> {
     pub namespaces: &'a JoinPaths,
     /// On cgroup v1, the container's own cgroup in each hierarchy; empty on v2.
     pub cgroup_mounts: &'a [CgroupMount],
+    /// An external runtime makes it, which mounts cgroups itself, of either version.
+    pub external: bool,
     /// What [`devices::lookup`] found for this container.
     pub devices: &'a [Device],
     pub host: &'a HostFacts,
@@ -84,8 +87,8 @@ pub fn build(input: &Input<'_>) -> Result<Built, SpecError> {
     let namespaces = namespaces::resolve(input.sandbox, input.container, input.namespaces, input.host)?;
     let identity = user::resolve(input.container, input.image, input.rootfs)?;
     let policy = process::policy(input, &security, &identity)?;
-    let mounts = mounts::resolve(input, &namespaces, security.privileged)?;
-    let devices = devices::resolve(input.devices, security.privileged)?;
+    let devices = devices::resolve(input.devices, security.privileged, namespaces.user)?;
+    let mounts = mounts::resolve(input, &namespaces, security.privileged, &devices.bound)?;
 
     let mut readonly_paths = security.readonly_paths;
     readonly_paths.extend(mounts.readonly_paths);
