@@ -233,6 +233,8 @@ impl Containers {
             resources: Mutex::new(resources),
             policy: Some(built.policy),
             monitor: pod.access,
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
             _lease: Some(lease),
             inherited: Inherited::default(),
         });

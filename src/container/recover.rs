@@ -70,6 +70,8 @@ impl Containers {
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
             policy,
             monitor: monitor.clone(),
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
             _lease: self.parts.images.hold(&record.image_id),
             record,
         });

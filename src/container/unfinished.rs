@@ -26,6 +26,8 @@ impl Containers {
             policy: None,
             resources: Mutex::default(),
             monitor,
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
             _lease: None,
             inherited: Inherited {
                 unfinished: true,
