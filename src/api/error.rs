@@ -4,6 +4,7 @@ use tonic::{Code, Status};
 
 use crate::container::ContainerError;
 use crate::container::spec::SpecError;
+use crate::handler::UnknownHandler;
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
@@ -27,7 +28,7 @@ impl ToCode for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NotReady { .. } => Code::FailedPrecondition,
             Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
@@ -53,7 +54,7 @@ impl ToCode for ContainerError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::ImageNotFound { .. } | Self::ImageGone { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
                 Code::FailedPrecondition
@@ -70,6 +71,12 @@ impl ToCode for ContainerError {
             Self::Spec(source) => source.code(),
             Self::Seccomp(_) => Code::InvalidArgument,
         }
+    }
+}
+
+impl ToCode for UnknownHandler {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
     }
 }
 
@@ -124,8 +131,8 @@ impl ToCode for StatsError {
 impl ToCode for StreamingError {
     fn code(&self) -> Code {
         match self {
-            Self::Listen { .. } => Code::Internal,
-            Self::TooManyTokens { .. } => Code::ResourceExhausted,
+            Self::Listen { .. } | Self::Tls(_) => Code::Internal,
+            Self::TooManySessions { .. } | Self::TooManyTokens { .. } => Code::ResourceExhausted,
         }
     }
 }

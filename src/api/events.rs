@@ -155,9 +155,6 @@ fn respond(sandboxes: &Sandboxes, containers: &Containers, event: &Event) -> cri
         container_event_type: kind.into(),
         created_at: event.at_ns,
         pod_sandbox_status: sandbox.map(|sandbox| to_cri::sandbox_status(&sandbox)),
-        containers_statuses: of_pod
-            .iter()
-            .map(|container| to_cri::container_status(container))
-            .collect(),
+        containers_statuses: to_cri::container_statuses(&of_pod),
     }
 }

@@ -14,6 +14,7 @@ use crate::container::Containers;
 use crate::cri::runtime_service_server::RuntimeService;
 use crate::cri::*;
 use crate::events::Events;
+use crate::handler::Handlers;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
 use crate::stats::{Collector, metric_descriptors};
@@ -30,6 +31,7 @@ pub struct Rooms {
     pub stats: Arc<Collector>,
     pub streaming: Arc<Server>,
     pub cgroups: Arc<Hierarchy>,
+    pub handlers: Arc<Handlers>,
     /// The settings in force, as JSON, for a verbose Status.
     pub settings: Arc<str>,
 }
@@ -121,7 +123,9 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<RemovePodSandboxResponse>, Status> {
         let id = request.into_inner().pod_sandbox_id;
         let work = async {
+            let ids = stats::ids_of_pod(&self.rooms, &id);
             self.rooms.sandboxes.remove(&id).await.map_err(|e| failed(&e))?;
+            ids.iter().for_each(|id| self.rooms.stats.forget(id));
             Ok(RemovePodSandboxResponse {})
         };
         respond("RemovePodSandbox", &id, Change, work).await
@@ -234,7 +238,9 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<RemoveContainerResponse>, Status> {
         let id = request.into_inner().container_id;
         let work = async {
+            let found = self.rooms.containers.find(&id).ok();
             self.rooms.containers.remove(&id).await.map_err(|e| failed(&e))?;
+            found.inspect(|container| self.rooms.stats.forget(container.record.id.as_str()));
             Ok(RemoveContainerResponse {})
         };
         respond("RemoveContainer", &id, Change, work).await

@@ -117,6 +117,16 @@ fn network_target(sandbox: &Sandbox) -> Option<NetworkTarget> {
     network.map(|(netns, pause)| NetworkTarget { pid: pause.pid, netns })
 }
 
+/// Under which ids figures of a pod and of its containers are remembered.
+pub fn ids_of_pod(rooms: &Rooms, id: &str) -> Vec<String> {
+    let Ok(sandbox) = rooms.sandboxes.find(id) else {
+        return Vec::new();
+    };
+    let containers = rooms.containers.of_pod(&sandbox.record.id);
+    let of_containers = containers.iter().map(|container| container.record.id.to_string());
+    of_containers.chain([sandbox.record.id.to_string()]).collect()
+}
+
 fn has_processes(container: &Container) -> bool {
     !matches!(container.state(), State::Exited { .. })
 }

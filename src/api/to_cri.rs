@@ -1,5 +1,8 @@
 //! What the rooms know, in the CRI's words.
 
+use std::cmp::Reverse;
+use std::sync::Arc;
+
 use crate::container::spec::stop_signal;
 use crate::container::{Container, ExecOutput, State};
 use crate::cri;
@@ -82,6 +85,14 @@ pub fn container(container: &Container) -> cri::Container {
         annotations: record.config.annotations.clone(),
         image_id: record.image_id.to_string(),
     }
+}
+
+/// The containers of a pod, the newest first: a kubelet that goes by events takes the first of each name for the
+/// present one.
+pub fn container_statuses(containers: &[Arc<Container>]) -> Vec<cri::ContainerStatus> {
+    let mut statuses: Vec<_> = containers.iter().map(|container| container_status(container)).collect();
+    statuses.sort_by_key(|status| Reverse(status.created_at));
+    statuses
 }
 
 /// A container, in full.

@@ -129,10 +129,12 @@ impl Containers {
     ) -> Result<Arc<Container>, ContainerError> {
         let sandbox_id = pod.record.id.clone();
         let log_path = log::path(&pod.record.config, &config)?;
+        let runtime = self.runtime_for(&pod, &config)?;
         let (image, lease) = self.image_of(&config)?;
         let store = self.parts.store.clone();
-        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
+        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
         fault::point("create: described").await?;
+        self.check_features(&pod, &built)?;
         for capability in &built.capabilities_cut {
             tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
         }
@@ -145,6 +147,7 @@ impl Containers {
             log_path,
             stop_signal: built.stop_signal,
             user: container_user(&built),
+            runtime,
             policy: serde_json::to_value(&built.policy).map_err(|error| ContainerError::Invalid {
                 what: format!("process policy: {error}"),
             })?,
@@ -180,22 +183,18 @@ impl Containers {
             None => None,
             Some(path) => Some(blocking(move || log::open(&path)).await?),
         };
-        let request = ContainerSpec {
+        let target = self.target_namespace(&pod, &record.config)?;
+        let mut request = ContainerSpec {
             container_id: id.to_string(),
-            spec: serde_json::to_vec(&built.spec).map_err(|error| ContainerError::Invalid {
-                what: format!("OCI spec: {error}"),
-            })?,
-            policy: Some(self.monitor_policy(&built.policy)?),
             tty: record.config.tty,
             stdin: record.config.stdin,
             log_line_limit: self.parts.log_line_max_bytes,
-            late_mounts: late_mounts(&built.binds),
+            ..ContainerSpec::default()
         };
-        let target = self.target_namespace(&pod, &record.config)?;
-        let fds = ContainerFds {
+        let mut fds = ContainerFds {
             rootfs,
             mounts,
-            cgroup_procs: cgroup.tasks,
+            cgroup_procs: Vec::new(),
             cgroup_dir: cgroup.directory,
             log,
             oom_events,
@@ -204,7 +203,21 @@ impl Containers {
                 .map(|namespace| (NamespaceKind::Pid, namespace))
                 .collect(),
         };
-        let created = pod.monitor.create_container(request, fds).await;
+        let created = match record.runtime.clone() {
+            None => {
+                request.spec = serde_json::to_vec(&built.spec).map_err(|error| ContainerError::Invalid {
+                    what: format!("OCI spec: {error}"),
+                })?;
+                request.policy = Some(self.monitor_policy(&built.policy)?);
+                request.late_mounts = late_mounts(&built.binds);
+                fds.cgroup_procs = cgroup.tasks;
+                pod.monitor.create_container(request, fds).await
+            }
+            Some(runtime) => {
+                self.create_external(&runtime, (&record, &built), &pod.monitor, (request, fds), undo)
+                    .await?
+            }
+        };
         let process = created.map_err(ContainerError::monitor("create the process", id))?;
         undo.push("process of the container", {
             let (monitor, id) = (pod.monitor.clone(), id.clone());
@@ -276,6 +289,7 @@ impl Containers {
         pod: &Pod,
         config: &cri::ContainerConfig,
         image: &Arc<Image>,
+        external: bool,
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
         let (id, pod, config, image) = (id.clone(), pod.record.clone(), config.clone(), image.clone());
@@ -299,6 +313,7 @@ impl Containers {
                     user: None,
                 },
                 cgroup_mounts: &cgroup_mounts,
+                external,
                 devices: &devices,
                 host: &this.parts.host,
             })?;

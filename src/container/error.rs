@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::spec::SpecError;
 use super::spec::seccomp::SeccompError;
+use crate::handler::UnknownHandler;
 use crate::model::{ContainerId, ImageId, SandboxId};
 use crate::monitor::client::MonitorError;
 use crate::store::StoreError;
@@ -80,6 +81,8 @@ pub enum ContainerError {
         path: String,
         source: io::Error,
     },
+    #[error(transparent)]
+    UnknownHandler(#[from] UnknownHandler),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("seccomp profile")]

@@ -6,6 +6,7 @@ mod error;
 mod exec;
 mod exec_sync;
 mod exited;
+mod external;
 mod list;
 mod log;
 mod mounts;
@@ -37,6 +38,7 @@ pub use state::State;
 
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::image::{Images, Lease};
 use crate::model::{ContainerId, SandboxId, chain};
 use crate::monitor::Access;
@@ -138,6 +140,7 @@ pub struct Parts {
     pub cgroups: Arc<Hierarchy>,
     pub events: Events,
     pub host: Arc<spec::HostFacts>,
+    pub handlers: Arc<Handlers>,
     pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,

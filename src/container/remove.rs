@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Container, ContainerError, Containers, blocking, name_of};
 use crate::events::Kind;
 use crate::fault;
+use crate::model::chain;
 use crate::store::ContainerPhase;
 use crate::sys::cgroup::Cgroup;
 
@@ -36,6 +37,11 @@ impl Containers {
             tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
         }
         fault::point("container remove: forgotten").await?;
+        // Its processes are gone, and what it has on disk goes in any case: only what its hooks would do may be missed.
+        if let Err(error) = self.delete_external(record).await {
+            tracing::warn!(container_id = %record.id, error = %chain(&error), "not deleted by its runtime");
+        }
+        fault::point("container remove: deleted by its runtime").await?;
         self.remove_cgroup(&record.cgroup).await?;
         fault::point("container remove: cgroup removed").await?;
         let store = self.parts.store.clone();

@@ -48,7 +48,15 @@ impl Containers {
         let starting = container.starting.lock().await;
         let started_at_ns = now_ns();
         fault::point("start: begun").await?;
-        match monitor?.start(id).await {
+        let monitor = monitor?;
+        let started = match &container.record.runtime {
+            None => monitor.start(id).await,
+            Some(runtime) => {
+                let run = self.external_run(runtime, &container.record)?;
+                monitor.start_external(run, id).await
+            }
+        };
+        match started {
             Ok(()) => {}
             Err(MonitorError::Refused { kind, message, .. }) if exit_code(kind).is_some() => {
                 let failed = Exit {

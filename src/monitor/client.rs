@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::link::{self, Link, Load};
 use super::protocol::{
-    Answer, Call, ContainerRef, Empty, Exec, Exit, FailureKind, Process, Resize, Role, SOCKET, Signal, SignalExec,
-    Snapshot,
+    Answer, Call, ContainerRef, Empty, Exec, Exit, ExternalExec, FailureKind, Process, Resize, Role, SOCKET, Signal,
+    SignalExec, Snapshot, StartContainer,
 };
 use crate::model::ContainerId;
 
+pub use super::external_client::ExternalRun;
 pub use super::protocol::{
     ContainerSnapshot, ContainerState, CreateContainer as ContainerSpec, CreateSandbox as SandboxSpec, ExecSnapshot,
     IdMapping, LateMount, Limit, Policy,
@@ -232,7 +233,15 @@ impl Client {
 
     /// Makes a container; its process waits for [`Client::start`].
     pub async fn create_container(&self, spec: ContainerSpec, fds: ContainerFds) -> Result<Process, MonitorError> {
-        let mut load = Load::default();
+        self.create(spec, fds, Load::default()).await
+    }
+
+    pub(super) async fn create(
+        &self,
+        spec: ContainerSpec,
+        fds: ContainerFds,
+        mut load: Load,
+    ) -> Result<Process, MonitorError> {
         load.add(Role::Rootfs, [fds.rootfs]);
         load.add(Role::Mount, fds.mounts);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
@@ -257,21 +266,32 @@ impl Client {
     /// Executes the container's program. A program that cannot be executed is [`FailureKind::ProgramNotFound`] or
     /// [`FailureKind::ProgramDenied`], and the container exits with 127 or 126.
     pub async fn start(&self, container_id: &ContainerId) -> Result<(), MonitorError> {
-        self.done(
-            "start the container",
-            SLOW,
-            Call::Start(reference(container_id)),
-            Load::default(),
-        )
-        .await
+        let call = StartContainer {
+            container_id: container_id.to_string(),
+            runtime: None,
+        };
+        self.start_with(call, Load::default()).await
+    }
+
+    pub(super) async fn start_with(&self, call: StartContainer, load: Load) -> Result<(), MonitorError> {
+        self.done("start the container", SLOW, Call::Start(call), load).await
     }
 
     /// Starts a process in a running container.
     pub async fn exec(&self, spec: ExecSpec, fds: ExecFds) -> Result<RunningExec, MonitorError> {
+        self.exec_with(spec, fds, None, Load::default()).await
+    }
+
+    pub(super) async fn exec_with(
+        &self,
+        spec: ExecSpec,
+        fds: ExecFds,
+        external: Option<ExternalExec>,
+        mut load: Load,
+    ) -> Result<RunningExec, MonitorError> {
         let exec_id = self.0.new_id();
         // Before it is asked for: it may be over before its start is known.
         let exit = self.0.expect_exec(exec_id)?;
-        let mut load = Load::default();
         load.add(Role::Stdin, fds.stdin);
         load.add(Role::Stdout, fds.stdout);
         load.add(Role::Stderr, fds.stderr);
@@ -282,6 +302,7 @@ impl Client {
             policy: Some(spec.policy),
             tty: spec.tty,
             exec_id,
+            external,
         };
         match self.process("execute in the container", Call::Exec(call), load).await {
             Ok((process, terminal)) => Ok(RunningExec {

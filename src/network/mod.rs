@@ -5,6 +5,7 @@
 //! neither a configuration that changed nor a crash between two steps loses an address.
 
 mod attachment;
+mod bandwidth;
 mod cni;
 mod config;
 pub mod embedded;

@@ -112,6 +112,12 @@ impl Networks {
         self.cni.gc(valid).await.and(embedded)
     }
 
+    /// Ends what DEL left to the kernel's own time. To be called before the process ends, so that nothing is left of
+    /// pods that are gone.
+    pub async fn settle(&self) -> Result<(), NetworkError> {
+        self.embedded.settle().await
+    }
+
     /// Takes the pod CIDRs that the kubelet gives this node, one of each family at most: `10.1.2.0/24,fd00::/64`. From
     /// here on, and after a restart, new pods get addresses of them by the embedded network; CNI plugins with the
     /// `ipRanges` capability get them, too. Pods that have an address keep it.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::container::ContainerError;
+use crate::handler::UnknownHandler;
 use crate::model::SandboxId;
 use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
@@ -21,8 +22,8 @@ pub enum SandboxError {
     MonitorSilent { sandbox_id: SandboxId },
     #[error("{what}")]
     Invalid { what: String },
-    #[error("failed to find runtime handler {handler:?}: configured are {known:?}")]
-    UnknownHandler { handler: String, known: Vec<String> },
+    #[error(transparent)]
+    UnknownHandler(#[from] UnknownHandler),
     #[error("pod sandbox name {name:?} belongs to pod sandbox {sandbox_id}")]
     NameTaken { name: String, sandbox_id: SandboxId },
     #[error("another request is running a different pod sandbox named {name:?}")]

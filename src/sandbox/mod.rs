@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 pub use error::SandboxError;
 pub use limits::namespace_options;
@@ -31,6 +32,7 @@ use crate::container::spec::HostFacts;
 use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::model::{SandboxId, chain};
 use crate::monitor::{Access, Launcher};
 use crate::network::Networks;
@@ -81,6 +83,9 @@ impl Sandbox {
     }
 }
 
+/// How long the end of the daemon may wait for the network.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
+
 /// What sandboxes are made of and kept in.
 pub struct Parts {
     pub store: Store,
@@ -95,8 +100,7 @@ pub struct Parts {
     /// The parent of the cgroups of pods that name none.
     pub cgroup_parent: String,
     pub boot_id: String,
-    /// The names of the configured runtime handlers; `""` is always one.
-    pub runtime_handlers: Vec<String>,
+    pub handlers: Arc<Handlers>,
 }
 
 /// All sandboxes.
@@ -175,6 +179,15 @@ impl Sandboxes {
     /// Whether Status can call the network ready, and why not.
     pub async fn network_status(&self) -> crate::network::NetworkStatus {
         self.parts.networks.status().await
+    }
+
+    /// Before the daemon ends: what stopped pods have left to the kernel's own time goes now.
+    pub async fn settle_networks(&self) {
+        match tokio::time::timeout(SETTLE_DEADLINE, self.parts.networks.settle()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "links of stopped pods stay until the next start"),
+            Err(_) => tracing::warn!("links of stopped pods stay until the next start: no answer in time"),
+        }
     }
 
     /// Takes the pod CIDRs that the kubelet gives this node.

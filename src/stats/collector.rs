@@ -12,8 +12,8 @@ use super::{ContainerTarget, PodTarget, StatsError};
 use crate::cri;
 use crate::sys::cgroup::{Cgroup, page_sizes};
 
-/// What nobody asked for in this time is forgotten.
-const REMEMBERED_FOR: Duration = Duration::from_secs(600);
+/// What nobody asked for in this time is forgotten: each holds some open directories of cgroups.
+const REMEMBERED_FOR: Duration = Duration::from_secs(120);
 /// How much of a request's time may go into first walks over writable layers, all of its containers together. A
 /// fresh layer takes well below a millisecond, so that the first answer is complete already.
 pub(super) const WALK_BUDGET: Duration = Duration::from_millis(20);
@@ -69,6 +69,7 @@ impl Collector {
     /// The figures of many containers, in the order given. One that cannot be read is left out.
     pub async fn containers(self: &Arc<Self>, targets: Vec<ContainerTarget>) -> Vec<cri::ContainerStats> {
         let read = move |this: &Arc<Self>| {
+            this.forget_unasked();
             let walk_until = Instant::now() + WALK_BUDGET;
             targets
                 .iter()
@@ -88,6 +89,7 @@ impl Collector {
     /// The figures of many pods, in the order given. One that cannot be read is left out.
     pub async fn pods(self: &Arc<Self>, targets: Vec<PodTarget>) -> Vec<cri::PodSandboxStats> {
         let read = move |this: &Arc<Self>| {
+            this.forget_unasked();
             let walk_until = Instant::now() + WALK_BUDGET;
             targets
                 .iter()
@@ -97,9 +99,13 @@ impl Collector {
         logged(self.blocking("all pods".to_owned(), read).await).unwrap_or_default()
     }
 
-    /// Forgets a container or pod that was removed. Without it what is kept goes after ten minutes.
+    /// Forgets a container or pod that was removed. Without it what is kept goes after a while.
     pub fn forget(&self, id: &str) {
         locked(&self.tracked).remove(id);
+    }
+
+    fn forget_unasked(&self) {
+        locked(&self.tracked).retain(|_, known| known.idle() < REMEMBERED_FOR);
     }
 
     pub(super) async fn blocking<T, F>(self: &Arc<Self>, id: String, work: F) -> Result<T, StatsError>
@@ -117,7 +123,6 @@ impl Collector {
         if let Some(known) = tracked.get(id) {
             return known.clone();
         }
-        tracked.retain(|_, known| known.idle() < REMEMBERED_FOR);
         let new = Arc::new(new());
         tracked.insert(id.to_owned(), new.clone());
         new

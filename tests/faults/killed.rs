@@ -33,6 +33,7 @@ const POINTS: &[&str] = &[
     "container remove: stopped",
     "container remove: recorded",
     "container remove: forgotten",
+    "container remove: deleted by its runtime",
     "container remove: cgroup removed",
     "container remove: directories removed",
     "stop: recorded",

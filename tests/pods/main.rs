@@ -10,6 +10,8 @@ mod events;
 mod files;
 mod fixture;
 mod foreign_client;
+#[path = "../support/handlers.rs"]
+mod handlers;
 mod images;
 mod life;
 mod limits;
@@ -24,6 +26,7 @@ mod pod_resources;
 mod ports;
 mod process;
 mod registry;
+mod runtimes;
 mod scale;
 mod secrets_kept;
 mod security;

@@ -64,6 +64,7 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
                 cgroup: format!("/crisp-test-recorded/{n}/{id}"),
                 log_path: None,
                 stop_signal: 15,
+                runtime: None,
                 user: cri::ContainerUser::default(),
                 policy: serde_json::Value::Null,
             };

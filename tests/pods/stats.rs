@@ -242,3 +242,33 @@ fn pressure_and_swap_are_told_where_the_kernel_counts_them() {
         64 << 20
     );
 }
+
+/// Where the daemon has a directory of one of these cgroups open.
+fn open_directories(names: &[&str]) -> Vec<String> {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", world().daemon_pid())).unwrap();
+    open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+        .map(|path| path.to_string_lossy().into_owned())
+        .filter(|path| path.contains("cgroup") && names.iter().any(|name| path.contains(name)))
+        .collect()
+}
+
+/// A kubelet that asks for the figures of all pods left the daemon with a dozen open directories for each pod and
+/// container that had ever been: the collector was never told what had been removed.
+#[test]
+fn what_was_removed_leaves_no_open_cgroup_behind() {
+    let pod = world().pod("stats-forgotten");
+    let (kept, removed) = (pod.idle("kept", |_| {}), pod.idle("removed", |_| {}));
+    of_pod(&pod);
+    assert!(!open_directories(&[&removed.id]).is_empty(), "nothing is remembered");
+    removed.stop(0).unwrap();
+    removed.remove().unwrap();
+    assert_eq!(open_directories(&[&removed.id]), Vec::<String>::new());
+    assert!(!open_directories(&[&kept.id]).is_empty(), "too much is forgotten");
+    let (pod_id, kept_id) = (pod.id.clone(), kept.id.clone());
+    pod.try_stop().unwrap();
+    pod.try_remove().unwrap();
+    assert_eq!(
+        open_directories(&[&kept_id, &pod_id, "stats-forgotten"]),
+        Vec::<String>::new()
+    );
+}

@@ -62,6 +62,19 @@ pub fn find(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
     }
 }
 
+/// Whether the calling thread's namespace has a link called `name`. Unlike the netlink requests this waits for nobody
+/// who changes links.
+pub fn exists(name: &str) -> io::Result<bool> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    match name_to_index(&socket, name) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::NODEV) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The link with the index `index`.
 pub fn by_index(socket: &mut Socket, index: u32) -> io::Result<Option<Link>> {
     Ok(read(&socket.get(Message::new(

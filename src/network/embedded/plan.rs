@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub struct EmbeddedConfig {
     pub subnets: Vec<Subnet>,
     /// With no `subnets`: choose an IPv6 network, too.
     pub dual_stack: bool,
+    /// How long bridge and table stay without pods.
+    pub idle: Duration,
 }
 
 /// What the instance uses: written before anything is made by it, so that a later daemon, configured otherwise, still

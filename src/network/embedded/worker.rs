@@ -5,13 +5,15 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use super::departures::Departures;
 use super::leases::{Lease, Leases};
 use super::link::{self, Bridge, Link, Veth};
 use super::nft::{forward, hostports, table};
 use super::plan::{EmbeddedConfig, Layout, LayoutFile, is_veth_name, veth_name};
 use super::subnet::Subnet;
-use super::{conntrack, route, sysctl};
+use super::{conntrack, route, shape, sysctl};
 use crate::model::SandboxId;
+use crate::network::bandwidth::Bandwidth;
 use crate::network::{Attached, Attachment, NetworkError, PortMapping, Protocol, error, netns};
 use crate::sys::netlink::{Family, Socket};
 
@@ -31,20 +33,8 @@ pub struct Worker {
     file: LayoutFile,
     pub(super) layout: Option<Layout>,
     pub(super) leases: Leases,
+    pub(super) departures: Departures,
     sockets: Option<Sockets>,
-}
-
-/// The removal of a pod's link.
-pub struct Unlink {
-    socket: Socket,
-    name: String,
-}
-
-impl Unlink {
-    /// Removes it. Fine if it is gone.
-    pub fn run(&mut self) -> Result<(), NetworkError> {
-        link::remove(&mut self.socket, &self.name).map_err(kernel("remove link", &self.name))
-    }
 }
 
 pub(super) fn kernel(op: &'static str, subject: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
@@ -64,6 +54,7 @@ impl Worker {
             file,
             layout,
             leases,
+            departures: Departures::new(config.idle),
             sockets: None,
         })
     }
@@ -116,7 +107,7 @@ impl Worker {
             if attachment.ports[..n].iter().any(|other| other.collides(port)) {
                 return taken(port, &attachment.sandbox_id);
             }
-            for (_, lease) in self.leases.iter() {
+            for (_, lease) in self.staying() {
                 if lease.ports.iter().any(|other| other.collides(port)) {
                     return taken(port, &lease.sandbox_id);
                 }
@@ -132,6 +123,7 @@ impl Worker {
             path: attachment.netns.clone(),
             source,
         })?;
+        self.departures.wanted();
         let (bridge, layout) = self.ensure()?;
         let lease = Lease {
             sandbox_id: id.clone(),
@@ -150,8 +142,14 @@ impl Worker {
             bridge: &bridge,
             alias: id.as_str(),
         };
+        let bandwidth = Bandwidth::of(attachment);
         link::create_veth(&mut self.sockets()?.route, &veth).map_err(kernel("create link", &name))?;
-        netns::run_in(&netns, || configure_pod(&ips)).map_err(kernel("configure the pod's end of", &name))?;
+        if let Some(rate) = bandwidth.ingress {
+            let route = &mut self.sockets()?.route;
+            limit(route, &name, rate).map_err(kernel("limit the bandwidth of", &name))?;
+        }
+        netns::run_in(&netns, || configure_pod(&ips, bandwidth.egress))
+            .map_err(kernel("configure the pod's end of", &name))?;
         if !lease.ports.is_empty() {
             let entries = entries(ips.iter().map(|(ip, _)| (*ip, &lease)));
             let filter = &mut self.sockets()?.filter;
@@ -176,44 +174,36 @@ impl Worker {
         }
     }
 
-    /// Disconnects a pod. Idempotent.
-    pub fn del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
-        let mut unlink = self.begin_del(id)?;
-        unlink.run()?;
-        self.finish_del(id)
+    /// Leases of pods that have not had their DEL.
+    fn staying(&self) -> impl Iterator<Item = (IpAddr, &Lease)> {
+        self.leases
+            .iter()
+            .filter(|(_, lease)| !self.departures.has(&lease.sandbox_id))
     }
 
-    /// The first step of DEL: no host port leads to the pod any more. What is to be done next takes the kernel
-    /// milliseconds of waiting (for all readers of the link), so it can be done on another thread.
-    pub fn begin_del(&mut self, id: &SandboxId) -> Result<Unlink, NetworkError> {
-        if self
-            .leases
-            .iter()
-            .any(|(_, lease)| lease.sandbox_id == *id && !lease.ports.is_empty())
-        {
+    /// Disconnects a pod, and waits for the kernel until nothing of it is left. Idempotent.
+    fn del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.begin_del(id)?;
+        self.end_now(id)
+    }
+
+    /// DEL but for its end: no host port leads to the pod any more, and its link and addresses go soon. Idempotent.
+    pub fn begin_del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
+        if self.departures.has(id) {
+            return Ok(());
+        }
+        let held = |lease: &Lease| lease.sandbox_id == *id && !lease.ports.is_empty();
+        if self.leases.iter().any(|(_, lease)| held(lease)) {
             let table = self.names().1;
             hostports::remove(&mut self.sockets()?.filter, &table, |holder| holder == id.as_str())
                 .map_err(kernel("remove host ports from", table))?;
+            let held = self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id);
+            let translated = held.filter(|(_, lease)| lease.ports.iter().any(|port| port.protocol == Protocol::Udp));
+            let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
+            self.forget(conntrack::forget_translated, &ips);
         }
-        let socket = Socket::open(Family::Route).map_err(kernel("open", "an rtnetlink socket"))?;
-        Ok(Unlink {
-            socket,
-            name: veth_name(id),
-        })
-    }
-
-    /// The last step of DEL: nothing uses the addresses any more, so they are given back.
-    pub fn finish_del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
-        let held = self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id);
-        let translated = held.filter(|(_, lease)| lease.ports.iter().any(|port| port.protocol == Protocol::Udp));
-        let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
-        self.forget(conntrack::forget_translated, &ips);
-        self.leases.release(id)?;
-        if self.leases.is_empty() {
-            self.dismantle()
-        } else {
-            self.retire()
-        }
+        self.departures.begin(id);
+        Ok(())
     }
 
     /// Frees everything that no sandbox of `valid` owns.
@@ -222,7 +212,7 @@ impl Worker {
             .leases
             .iter()
             .map(|(_, l)| l.sandbox_id.clone())
-            .filter(|id| !valid.contains(id))
+            .filter(|id| !valid.contains(id) && !self.departures.has(id))
             .collect();
         for id in gone {
             tracing::info!(sandbox_id = %id, "freeing the addresses of a pod that is no more");
@@ -274,7 +264,7 @@ impl Worker {
         forward::open(filter, &layout.bridge, &alias(&layout))
             .map_err(kernel("open the firewall for", &layout.bridge))?;
         if !table::exists(filter, &layout.table).map_err(kernel("ask for table", &layout.table))? {
-            let entries = entries(self.leases.iter());
+            let entries = entries(self.staying());
             let filter = &mut self.sockets()?.filter;
             let subnets: Vec<Subnet> = layout.all().copied().collect();
             table::create(filter, &layout.table, &layout.bridge, &subnets)
@@ -369,7 +359,7 @@ impl Worker {
     }
 
     /// Removes the table and the bridge: no pod is left. What this instance never made is left alone.
-    fn dismantle(&mut self) -> Result<(), NetworkError> {
+    pub(super) fn dismantle(&mut self) -> Result<(), NetworkError> {
         let Some(layout) = self.layout.clone() else {
             return Ok(());
         };
@@ -415,8 +405,14 @@ fn hardware_address(ip: IpAddr) -> [u8; 6] {
     [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
 }
 
-/// Inside the pod's namespace: addresses, up, the way out.
-fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
+/// Limits what leaves by a link, in bits per second.
+fn limit(socket: &mut Socket, name: &str, rate: u64) -> io::Result<()> {
+    let index = link::find(socket, name)?.ok_or(io::ErrorKind::NotFound)?.index;
+    socket.send(&mut [shape::limit(index, rate)]).map(drop)
+}
+
+/// Inside the pod's namespace: addresses, the limit to what the pod sends, up, the way out.
+fn configure_pod(ips: &[(IpAddr, Subnet)], egress: Option<u64>) -> io::Result<()> {
     sysctl::quiet_v6(POD_LINK)?;
     let mut socket = Socket::open(Family::Route)?;
     if ips.iter().all(|(ip, _)| ip.is_ipv4()) {
@@ -429,6 +425,9 @@ fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
             .map(|(ip, subnet)| link::address(index, *ip, subnet))
             .collect::<Vec<_>>(),
     )?;
+    if let Some(rate) = egress {
+        socket.send(&mut [shape::limit(index, rate)])?;
+    }
     link::up(&mut socket, index)?;
     let ways = ips
         .iter()

@@ -18,6 +18,7 @@ mod apply;
 mod child;
 mod create;
 mod detail;
+mod devices;
 mod file;
 mod hierarchy;
 mod kill;
