@@ -233,6 +233,10 @@ fn a_stopped_monitor_delays_neither_the_daemon_nor_other_pods_and_joins_later() 
         client.end_pod(doomed).await;
         let its = PathBuf::from(format!("/proc/{doomed_monitor}/fd"));
         until("its monitor is gone", async || std::fs::read_dir(&its).is_err()).await;
+        // An end that nobody tells is seen.
+        let mortal = client.container_pid(&waiting).await;
+        signal(mortal, Signal::KILL);
+        assert_eq!(client.exited(&waiting).await.exit_code, 137);
         // A request waits for a monitor that comes back in time.
         let (other, at) = (machine.client(), in_silent.clone());
         let executing = tokio::spawn(async move { other.exec(&at, "echo back", 10).await });
@@ -240,7 +244,7 @@ fn a_stopped_monitor_delays_neither_the_daemon_nor_other_pods_and_joins_later() 
         assert!(!executing.is_finished(), "nobody could have run it");
         signal(*silent_monitor, Signal::CONT);
         assert_eq!(executing.await.expect("no panic").expect("ExecSync").stdout, b"back\n");
-        client.start(&waiting).await.expect("StartContainer");
+        assert_eq!(client.status(&waiting).await.exit_code, 137);
         client.stop(in_silent, 10).await.expect("StopContainer");
         assert_eq!(client.status(in_silent).await.exit_code, 0);
         client.end_pod(silent).await;
