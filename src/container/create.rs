@@ -279,6 +279,8 @@ impl Containers {
             resources: Mutex::new(resources),
             policy: Some(built.policy),
             monitor: pod.access,
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
             _leases: volume_images.into_values().chain([lease]).collect(),
             inherited: Inherited::default(),
         });

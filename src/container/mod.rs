@@ -26,7 +26,7 @@ mod volume;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -71,6 +71,10 @@ pub struct Container {
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
     monitor: Access,
+    /// Held while it is started: its end is told after its start, however soon it comes.
+    starting: tokio::sync::Mutex<()>,
+    /// Its end is told once.
+    end_told: AtomicBool,
     /// Keep the layers of its image, and of those it has as volumes, while the container lives. Without those that were
     /// gone when the daemon came back.
     _leases: Vec<Lease>,
@@ -209,12 +213,29 @@ impl Containers {
         }
     }
 
+    /// All containers, by pod: for who looks at many pods.
+    pub fn by_pod(&self) -> HashMap<SandboxId, Vec<Arc<Container>>> {
+        let mut found: HashMap<SandboxId, Vec<Arc<Container>>> = HashMap::new();
+        for container in self.index.read().expect("no panic holds it").values() {
+            let of_pod = found.entry(container.record.sandbox_id.clone()).or_default();
+            of_pod.push(container.clone());
+        }
+        found
+    }
+
     /// Where a container's own files are.
     pub fn writable_layer(&self, record: &ContainerRecord) -> PathBuf {
         self.parts
             .store
             .container_dir(&record.sandbox_id, &record.id)
             .join(UPPER)
+    }
+
+    /// Tells that a container has ended, unless that was told.
+    fn tell_end(&self, container: &Container) {
+        if !container.end_told.swap(true, Ordering::Relaxed) {
+            self.tell(Kind::Stopped, &container.record);
+        }
     }
 
     fn tell(&self, kind: Kind, record: &ContainerRecord) {

@@ -26,6 +26,8 @@ impl Containers {
             policy: None,
             resources: Mutex::default(),
             monitor,
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
             _leases: Vec::new(),
             inherited: Inherited {
                 unfinished: true,
