@@ -34,7 +34,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("fault", &[]),
     ("cri", &[]),
     ("config", &["model"]),
-    ("events", &["model"]),
+    ("events", &["model", "cri"]),
     ("handler", &["model", "sys"]),
     ("store", &["model", "cri", "sys"]),
     ("image", &["model", "config", "sys", "undo", "fault"]),

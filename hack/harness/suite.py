@@ -84,6 +84,7 @@ def _handlers():
 
 def _critest():
     yield ["hack/critest"]
+    yield ["hack/critest", "--websocket", "--suite", "streaming"]
 
 
 def _critest_runc():

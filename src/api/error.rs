@@ -9,6 +9,7 @@ use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
 use crate::monitor::protocol::FailureKind;
+use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 use crate::streaming::StreamingError;
@@ -29,6 +30,7 @@ impl ToCode for SandboxError {
             Self::NotFound { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
             | Self::Network { .. }
@@ -37,6 +39,10 @@ impl ToCode for SandboxError {
             | Self::Store(_)
             | Self::Fault(_) => Code::Internal,
             Self::Connect { .. } => Code::Unavailable,
+            Self::PodCidrs {
+                source: NetworkError::PodCidr { .. },
+            } => Code::InvalidArgument,
+            Self::PodCidrs { .. } => Code::Internal,
             Self::Monitor { source, .. } => source.code(),
             Self::Containers { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
@@ -53,7 +59,7 @@ impl ToCode for ContainerError {
             Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
                 Code::FailedPrecondition
             }
-            Self::ExecTimeout { .. } | Self::Hung { .. } => Code::DeadlineExceeded,
+            Self::ExecTimeout { .. } | Self::Hung { .. } | Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::Lost
             | Self::StartFailed { .. }
             | Self::Unkillable { .. }
@@ -125,8 +131,8 @@ impl ToCode for StatsError {
 impl ToCode for StreamingError {
     fn code(&self) -> Code {
         match self {
-            Self::Listen { .. } => Code::Internal,
-            Self::TooManyTokens { .. } => Code::ResourceExhausted,
+            Self::Listen { .. } | Self::Tls(_) => Code::Internal,
+            Self::TooManySessions { .. } | Self::TooManyTokens { .. } => Code::ResourceExhausted,
         }
     }
 }

@@ -74,6 +74,7 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
     let mut info = BTreeMap::new();
     if verbose {
         let status = sandbox.status();
+        let (overhead, resources) = sandbox.resources();
         let told = serde_json::json!({
             "pid": status.pause.map(|pause| pause.pid),
             "monitorPid": status.monitor_pid,
@@ -81,18 +82,19 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
             "cgroup": sandbox.record.cgroup(),
             "runtimeHandler": sandbox.record.runtime_handler,
             "network": status.attached,
+            "overhead": to_cri::resources_json(&overhead),
+            "resources": to_cri::resources_json(&resources),
         });
         info.insert("info".to_owned(), told.to_string());
     }
+    // Before the look: whatever happens from here on must count as newer.
+    let timestamp = now_ns();
     let containers = rooms.containers.of_pod(&sandbox.record.id);
     Ok(cri::PodSandboxStatusResponse {
         status: Some(to_cri::sandbox_status(&sandbox)),
         info,
-        containers_statuses: containers
-            .iter()
-            .map(|container| to_cri::container_status(container))
-            .collect(),
-        timestamp: now_ns(),
+        containers_statuses: to_cri::container_statuses(&containers),
+        timestamp,
     })
 }
 

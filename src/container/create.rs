@@ -84,13 +84,15 @@ impl Containers {
             }
             names.insert(name.clone(), id.clone());
         }
-        let mut undo = Undo::default();
+        let (mut undo, mut recorded) = (Undo::default(), None);
         let this = self.clone();
+        let access = pod.access.clone();
+        let sandbox_id = pod.record.id.clone();
         undo.push("container name", move || async move {
             this.names.lock().expect("no panic holds it").remove(&name);
             Ok(())
         });
-        match self.make(&id, pod, config, &mut undo).await {
+        match self.make(&id, pod, config, &mut undo, &mut recorded).await {
             Ok(container) => {
                 undo.commit();
                 fault::point("create: committed").await?;
@@ -98,33 +100,38 @@ impl Containers {
                 Ok(id)
             }
             Err(error) => {
-                undo.unwind().await;
+                let left = undo.unwind().await;
+                let (store, at) = (self.parts.store.clone(), id);
+                // By the record alone can what is left be undone: it goes last, or it stays.
+                let undone = left.is_empty() && {
+                    let removed = blocking(move || store.remove_container(&sandbox_id, &at)).await;
+                    removed
+                        .inspect_err(|error| tracing::warn!(error = %chain(error), "container directories remain"))
+                        .is_ok()
+                };
+                if let Some(record) = recorded.filter(|_| !undone) {
+                    self.undo_later(record, access);
+                }
                 Err(error)
             }
         }
     }
 
-    /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it.
+    /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it, but for
+    /// the directories. `recorded` is what is on disk of it by then.
     async fn make(
         self: &Arc<Self>,
         id: &ContainerId,
         pod: Pod,
         config: cri::ContainerConfig,
         undo: &mut Undo,
+        recorded: &mut Option<ContainerRecord>,
     ) -> Result<Arc<Container>, ContainerError> {
         let sandbox_id = pod.record.id.clone();
         let log_path = log::path(&pod.record.config, &config)?;
         let runtime = self.runtime_for(&pod, &config)?;
         let (image, lease) = self.image_of(&config)?;
         let store = self.parts.store.clone();
-        undo.push("container directories", {
-            let (store, sandbox_id, id) = (store.clone(), sandbox_id.clone(), id.clone());
-            move || async move {
-                blocking(move || store.remove_container(&sandbox_id, &id))
-                    .await
-                    .map_err(|error| chain(&error))
-            }
-        });
         let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
         fault::point("create: described").await?;
         self.check_features(&pod, &built)?;
@@ -147,6 +154,7 @@ impl Containers {
             config,
         };
         let written = record.clone();
+        *recorded = Some(record.clone());
         blocking(move || store.write_container(&written)).await?;
         fault::point("create: recorded").await?;
 
@@ -154,6 +162,9 @@ impl Containers {
         undo.push("cgroup of the container", {
             let (cgroups, path) = (cgroups.clone(), record.cgroup.clone());
             move || async move {
+                fault::point("create: cgroup unmade")
+                    .await
+                    .map_err(|error| error.to_string())?;
                 let removed = blocking(move || {
                     let cgroup = Cgroup::open(&cgroups, &path)?;
                     cgroup.kill()?;
@@ -234,7 +245,7 @@ impl Containers {
             state: watch::Sender::new(State::Created { process }),
             resources: Mutex::new(resources),
             policy: Some(built.policy),
-            monitor: Mutex::new(Some(pod.monitor)),
+            monitor: pod.access,
             _lease: Some(lease),
             inherited: Inherited::default(),
         });

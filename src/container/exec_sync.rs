@@ -143,7 +143,7 @@ impl Containers {
             });
         }
         let policy = spec::exec_process(container.policy()?, command, tty)?;
-        let monitor = container.monitor()?;
+        let monitor = container.monitor().await?;
         let name = format!("{EXEC_CGROUP}{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let in_v2 = self.parts.cgroups.is_v2().then(|| name.clone());
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());

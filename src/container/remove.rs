@@ -24,10 +24,14 @@ impl Containers {
     pub async fn remove_found(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
         let record = &container.record;
         self.stop_found(container, Duration::ZERO).await?;
+        if container.inherited.unfinished {
+            // What its state is taken for says nothing about its processes.
+            self.kill_all(container).await?;
+        }
         fault::point("container remove: stopped").await?;
         self.record_status(container, ContainerPhase::Removing).await;
         fault::point("container remove: recorded").await?;
-        if let Ok(monitor) = container.monitor()
+        if let Some(monitor) = container.monitor.client()
             && let Err(error) = monitor.forget(&record.id).await
         {
             tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
@@ -80,6 +84,7 @@ impl Containers {
         }
         let name = name_of(&record.sandbox_id, &record.metadata());
         self.creating.forget(&name);
+        self.starting.forget(record.id.as_str());
         let mut names = self.names.lock().expect("no panic holds it");
         if names.get(&name) == Some(&record.id) {
             names.remove(&name);

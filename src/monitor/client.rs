@@ -28,6 +28,9 @@ pub use super::protocol::{
 /// How long the monitor may take for what it does at once.
 pub(super) const QUICK: Duration = Duration::from_secs(30);
 
+/// How long until a monitor that too many wait for is tried again.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(500);
+
 /// How long making or starting a process may take.
 const SLOW: Duration = Duration::from_secs(110);
 
@@ -180,6 +183,16 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Connects to the monitor that listens in `run_dir`, and learns what it knows.
     pub async fn connect(run_dir: &Path) -> Result<(Client, Snapshot, Events), MonitorError> {
+        let greeting = Self::connect_patiently(run_dir);
+        let greeted = tokio::time::timeout(QUICK, greeting).await;
+        greeted.unwrap_or(Err(MonitorError::Timeout {
+            op: "greet",
+            deadline: QUICK,
+        }))
+    }
+
+    /// As [`Client::connect`], waiting as long as there is a monitor: one that is stopped answers when it goes on.
+    pub async fn connect_patiently(run_dir: &Path) -> Result<(Client, Snapshot, Events), MonitorError> {
         let path = run_dir.join(SOCKET);
         let failed = |source| MonitorError::Io {
             op: "connect to",
@@ -189,7 +202,15 @@ impl Client {
         // The path may be longer than a socket's address; through the directory's descriptor it never is.
         let directory = std::fs::File::open(run_dir).map_err(failed)?;
         let short = format!("/proc/self/fd/{}/{SOCKET}", std::os::fd::AsRawFd::as_raw_fd(&directory));
-        let socket = StdUnixStream::connect(short).map_err(failed)?;
+        let socket = loop {
+            match connect_now(&short) {
+                // So many wait for it already that the kernel takes no more.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(FULL_QUEUE_PAUSE).await;
+                }
+                connected => break connected.map_err(failed)?,
+            }
+        };
         let (link, snapshot, events) = link::greet(socket).await?;
         Ok((Client(link), snapshot, events))
     }
@@ -424,6 +445,15 @@ impl Client {
             _ => Err(MonitorError::Nonsense { op }),
         }
     }
+}
+
+/// Connects without waiting for anybody.
+fn connect_now(path: &str) -> io::Result<StdUnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 fn reference(container_id: &ContainerId) -> ContainerRef {

@@ -17,6 +17,8 @@ pub mod protocol;
 mod record;
 
 #[cfg(feature = "daemon")]
+mod access;
+#[cfg(feature = "daemon")]
 pub mod client;
 #[cfg(feature = "daemon")]
 mod external_client;
@@ -54,6 +56,8 @@ pub mod server;
 #[cfg(feature = "monitor")]
 mod stdio;
 
+#[cfg(feature = "daemon")]
+pub use access::Access;
 #[cfg(feature = "daemon")]
 pub use client::{Client, MonitorError};
 #[cfg(feature = "daemon")]

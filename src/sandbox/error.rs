@@ -18,6 +18,8 @@ pub enum SandboxError {
     Ambiguous { id: String },
     #[error("pod sandbox {sandbox_id} is not ready")]
     NotReady { sandbox_id: SandboxId },
+    #[error("the monitor of pod sandbox {sandbox_id} does not answer")]
+    MonitorSilent { sandbox_id: SandboxId },
     #[error("{what}")]
     Invalid { what: String },
     #[error(transparent)]
@@ -34,6 +36,8 @@ pub enum SandboxError {
         sandbox_id: SandboxId,
         source: NetworkError,
     },
+    #[error("take over the pod CIDRs")]
+    PodCidrs { source: NetworkError },
     #[error("{op} for pod sandbox {sandbox_id}")]
     Monitor {
         op: &'static str,

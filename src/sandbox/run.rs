@@ -17,6 +17,7 @@ use crate::cri;
 use crate::events::Kind;
 use crate::fault;
 use crate::model::{SandboxId, chain};
+use crate::monitor::Access;
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
 use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
 use crate::operation::OperationError;
@@ -118,7 +119,7 @@ impl Sandboxes {
         let sandbox = Arc::new(Sandbox {
             record: record.clone(),
             status: Mutex::default(),
-            monitor: Mutex::default(),
+            monitor: Access::gone(),
             ending: tokio::sync::Mutex::default(),
             inherited: Inherited::default(),
         });
@@ -228,7 +229,7 @@ impl Sandboxes {
         self.record_status(id, status.clone()).await?;
         fault::point("run: ready recorded").await?;
         sandbox.change(|now| *now = status);
-        *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
+        sandbox.monitor.set(client);
         self.follow(&sandbox, events);
         Ok(sandbox)
     }

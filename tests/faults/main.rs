@@ -7,6 +7,7 @@ mod daemon;
 mod daemon_dead;
 #[path = "../support/handlers.rs"]
 mod handlers;
+mod hangs;
 mod hostile;
 mod images;
 mod killed;

@@ -8,3 +8,8 @@ mod limits;
 mod node;
 mod port_forward;
 mod registry;
+mod spdy;
+mod stalled;
+mod tls;
+mod websocket;
+mod wire;
