@@ -8,7 +8,7 @@ const VARIABLE: &str = "CRISP_TEST_HANDLER";
 /// Settings that have the external runtimes; written to a file in `dir`. Without pods there is no bridge either: what was
 /// there before them can be compared with what is left.
 pub fn config(dir: &Path) -> PathBuf {
-    const SETTINGS: &str = "[network]\nidle_seconds = 0\n[runtimes.runc]\npath = '/usr/sbin/runc'\n[runtimes.crun]\npath = '/usr/bin/crun'\n";
+    const SETTINGS: &str = "[network]\nidle_seconds = 0\n[runtimes.runc]\npath = '/usr/sbin/runc'\nannotations = ['example.org/*', 'exactly']\n[runtimes.crun]\npath = '/usr/bin/crun'\n";
     let path = dir.join("crisp.toml");
     std::fs::write(&path, SETTINGS).expect("room on the disk");
     path
