@@ -156,6 +156,9 @@ max_sessions = 1000
 # path = "/usr/sbin/runc"
 # What comes before the runtime's commands; --root, --log and --log-format are crispd's.
 # options = []
+# Annotations of pods and containers that the runtime is told; a * at the end matches any rest. Some change what a runtime
+# does: name those that whoever may make pods may set.
+# annotations = []
 "#;
 
 /// Flags that win over the file.

@@ -247,7 +247,7 @@ impl Containers {
                 pod.monitor.create_container(request, fds).await
             }
             Some(runtime) => {
-                self.create_external(&runtime, (&record, &built), &pod.monitor, (request, fds), undo)
+                self.create_external(&runtime, (&record, &built), &pod, (request, fds), undo)
                     .await?
             }
         };
