@@ -7,12 +7,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::api::Rooms;
+use crate::api::{Rooms, portray_events};
 use crate::config::{Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
 use crate::container::{self, Containers, Layers};
 use crate::events::Events;
+use crate::handler::Handlers;
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::monitor::Launcher;
 use crate::monitor::client::MonitorError;
@@ -67,7 +68,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let rooms = open(&config).await?;
     let listener = serve::listen(&config.socket)?;
     tracing::info!(socket = %config.socket.display(), ms = started.elapsed().as_millis() as u64, "serving the CRI");
+    let sandboxes = rooms.sandboxes.clone();
     serve::serve(rooms, listener).await?;
+    sandboxes.settle_networks().await;
     tracing::info!("going down; containers run on");
     Ok(())
 }
@@ -77,12 +80,17 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let host = |what| move |source| DaemonError::Host { what, source };
     let store = Store::open(&config.root, &config.run)?;
     let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
+    let boot_id = boot_id.trim().to_owned();
     let mut image_config = ImageConfig::new(config.root.join("images"));
+    image_config.boot_id = boot_id.clone();
     image_config.pinned = config.pinned.clone();
     image_config.registry.hosts_dirs = config.registry_config_dirs.clone();
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
+    let beside_v1 = cgroups.cgroup2().filter(|_| !cgroups.is_v2());
+    let handlers = Arc::new(Handlers::open(config.runtimes.clone(), beside_v1).await);
     let events = Events::default();
     let facts = Arc::new(HostFacts::detect().map_err(host("look at the host"))?);
     tell_limits(&facts);
@@ -96,6 +104,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         cgroups: cgroups.clone(),
         events: events.clone(),
         host: facts.clone(),
+        handlers: handlers.clone(),
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
@@ -104,7 +113,6 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let containers = Arc::new(Containers::new(parts, layers));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
     let sandboxes = Sandboxes::new(sandbox::Parts {
         store,
         launcher,
@@ -115,13 +123,17 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         events: events.clone(),
         netns_dir,
         cgroup_parent: config.cgroup_parent.clone(),
-        boot_id: boot_id.trim().to_owned(),
-        runtime_handlers: vec![String::new()],
+        boot_id,
+        handlers: handlers.clone(),
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
-    let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
+    let streaming = Arc::new(
+        Server::listen(&config.streaming)
+            .await
+            .map_err(DaemonError::Streaming)?,
+    );
     images.settle().await.map_err(DaemonError::Images)?;
-    Ok(Rooms {
+    let rooms = Rooms {
         sandboxes,
         containers,
         images,
@@ -129,8 +141,11 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         streaming,
         stats: Collector::new(&config.root.join("images")),
         cgroups,
+        handlers,
         settings: settings(config).into(),
-    })
+    };
+    portray_events(&rooms);
+    Ok(rooms)
 }
 
 /// Where the pod's programs are: as configured, or beside crispd.
@@ -158,6 +173,7 @@ fn network_config(config: &Config) -> NetworkConfig {
     // each frees its addresses by the plans of its pods alone.
     network.cni_gc = config.instance.is_empty();
     network.embedded.instance = config.instance.clone();
+    network.embedded.idle = config.network_idle;
     network.embedded.bridge = Some(config.bridge.clone());
     network
 }
@@ -187,6 +203,9 @@ fn settings(config: &Config) -> String {
         "bridge": config.bridge,
         "cdiDirs": config.cdi_dirs,
         "logLineMaxBytes": config.log_line_max_bytes,
+        "streamingAddress": config.streaming.address,
+        "streamingTls": config.streaming.tls.is_some(),
+        "runtimes": config.runtimes,
     })
     .to_string()
 }
