@@ -175,12 +175,20 @@ mod tests {
     /// Story: the daemon is killed while the process that holds the namespaces lives. It must not stay for ever.
     #[test]
     fn the_process_that_holds_them_does_not_outlive_its_parent() {
-        let holder = std::thread::spawn(|| Holder::start(true).unwrap()).join().unwrap();
+        let parent = || {
+            let holder = Holder::start(true).unwrap();
+            let waits = || std::fs::read_to_string(holder.path("stat")).unwrap().contains(") S ");
+            while !waits() {
+                std::thread::yield_now();
+            }
+            holder
+        };
+        let holder = std::thread::spawn(parent).join().unwrap();
         let mut status = 0;
         // SAFETY: the process is this one's child and not reaped yet; `status` lives across the call.
         let ended = unsafe { libc::waitpid(holder.pid, &raw mut status, libc::__WALL) };
         assert_eq!(ended, holder.pid);
-        assert!(libc::WIFEXITED(status) || libc::WTERMSIG(status) == libc::SIGKILL);
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL);
         // It is reaped: its number may be another's by now.
         std::mem::forget(holder);
     }
