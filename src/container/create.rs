@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::cdi;
 use super::layers::Users;
+use super::mounts::Origins;
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
 use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
@@ -209,9 +210,15 @@ impl Containers {
         // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
         let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         fault::point("create: cgroup made").await?;
-        let mounts = self
-            .open_binds(&built.binds, &volumes, &volume_images, &run_dir, &dir, &rootfs, users)
-            .await?;
+        let origins = Origins {
+            volumes: &volumes,
+            images: &volume_images,
+            run_dir: &run_dir,
+            dir: &dir,
+            rootfs: &rootfs,
+            users,
+        };
+        let mounts = self.open_binds(&built.binds, origins).await?;
         let log = match record.log_path.clone() {
             None => None,
             Some(path) => Some(blocking(move || log::open(&path)).await?),

@@ -27,33 +27,42 @@ enum Source {
     Volume { dir: PathBuf, from: PathBuf },
 }
 
+/// Where a container's binds come from, but for the host.
+pub(super) struct Origins<'a> {
+    /// The image's volumes: where in the image their first contents are.
+    pub volumes: &'a [PathBuf],
+    pub images: &'a VolumeImages,
+    /// The pod's files.
+    pub run_dir: &'a Path,
+    /// The container's directory.
+    pub dir: &'a Path,
+    pub rootfs: &'a OwnedFd,
+    /// The pod's, if it has a user namespace.
+    pub users: Option<Users>,
+}
+
 /// Images that are mounted as volumes.
 pub(super) type VolumeImages = BTreeMap<String, Lease>;
 
 impl Containers {
-    /// The binds as detached mounts, in order. `run_dir` has the pod's files, `dir` is the container's directory,
-    /// `rootfs` the image that volumes get their first contents from, `users` the pod's if it has a user namespace.
+    /// The binds as detached mounts, in order.
     pub(super) async fn open_binds(
         &self,
         binds: &[Bind],
-        volumes: &[PathBuf],
-        images: &VolumeImages,
-        run_dir: &Path,
-        dir: &Path,
-        rootfs: &OwnedFd,
-        users: Option<Users>,
+        origins: Origins<'_>,
     ) -> Result<Vec<OwnedFd>, ContainerError> {
         let mut sources = Vec::with_capacity(binds.len());
         for bind in binds {
-            sources.push((self.source(bind, volumes, images, run_dir, dir)?, bind.clone()));
+            sources.push((self.source(bind, &origins)?, bind.clone()));
         }
         let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
         let from = From {
             layers: self.layers.clone(),
-            rootfs: rootfs
+            rootfs: origins
+                .rootfs
                 .try_clone()
-                .map_err(ContainerError::path("duplicate the root of", dir))?,
-            users,
+                .map_err(ContainerError::path("duplicate the root of", origins.dir))?,
+            users: origins.users,
         };
         let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
             sources
@@ -85,35 +94,31 @@ impl Containers {
         Ok(held)
     }
 
-    fn source(
-        &self,
-        bind: &Bind,
-        volumes: &[PathBuf],
-        images: &VolumeImages,
-        run_dir: &Path,
-        dir: &Path,
-    ) -> Result<Source, ContainerError> {
+    fn source(&self, bind: &Bind, origins: &Origins<'_>) -> Result<Source, ContainerError> {
         Ok(match &bind.source {
             BindSource::Host(path) => Source::Path {
                 path: path.clone(),
                 make: bind.create_as_directory,
             },
             BindSource::Sandbox(file) => Source::Path {
-                path: run_dir.join(name(*file)),
+                path: origins.run_dir.join(name(*file)),
                 make: false,
             },
             BindSource::Image { image, sub_path } => {
-                let held = images.get(&image.image).ok_or_else(|| ContainerError::ImageNotFound {
-                    reference: image.image.clone(),
-                })?;
+                let held = origins
+                    .images
+                    .get(&image.image)
+                    .ok_or_else(|| ContainerError::ImageNotFound {
+                        reference: image.image.clone(),
+                    })?;
                 Source::Image {
                     lower: self.parts.images.layers(held.image()),
                     sub_path: sub_path.clone(),
                 }
             }
             BindSource::Volume(index) => Source::Volume {
-                dir: dir.join("volumes").join(index.to_string()),
-                from: volumes.get(*index).cloned().unwrap_or_default(),
+                dir: origins.dir.join("volumes").join(index.to_string()),
+                from: origins.volumes.get(*index).cloned().unwrap_or_default(),
             },
         })
     }

@@ -172,6 +172,27 @@ mod tests {
         assert!(create(IDS, false).unwrap().network.is_none());
     }
 
+    /// Story: the daemon is killed while the process that holds the namespaces lives. It must not stay for ever.
+    #[test]
+    fn the_process_that_holds_them_does_not_outlive_its_parent() {
+        let parent = || {
+            let holder = Holder::start(true).unwrap();
+            let waits = || std::fs::read_to_string(holder.path("stat")).unwrap().contains(") S ");
+            while !waits() {
+                std::thread::yield_now();
+            }
+            holder
+        };
+        let holder = std::thread::spawn(parent).join().unwrap();
+        let mut status = 0;
+        // SAFETY: the process is this one's child and not reaped yet; `status` lives across the call.
+        let ended = unsafe { libc::waitpid(holder.pid, &raw mut status, libc::__WALL) };
+        assert_eq!(ended, holder.pid);
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL);
+        // It is reaped: its number may be another's by now.
+        std::mem::forget(holder);
+    }
+
     #[test]
     fn ids_that_cannot_be_are_refused_by_the_kernel_and_told() {
         let none = IdRange { first: 1, count: 0 };

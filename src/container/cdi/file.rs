@@ -92,11 +92,20 @@ pub struct Mount {
     pub kind: String,
 }
 
-/// All files of `dirs`, by the directory's number, and those that cannot be used, each with the reason. A directory that is not
-/// there has none.
-pub fn read_all(dirs: &[PathBuf]) -> (BTreeMap<usize, Vec<File>>, Vec<(PathBuf, String)>) {
-    let (mut found, mut broken) = (BTreeMap::<usize, Vec<File>>::new(), Vec::new());
-    for (number, dir) in dirs.iter().enumerate() {
+/// What is in the directories.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// By directory.
+    pub files: Vec<Vec<File>>,
+    /// What cannot be used, and why.
+    pub broken: Vec<(PathBuf, String)>,
+}
+
+/// All files of `dirs`. A directory that is not there has none.
+pub fn read_all(dirs: &[PathBuf]) -> Found {
+    let Found { mut files, mut broken } = Found::default();
+    for dir in dirs {
+        let mut here = Vec::new();
         let paths = match list(dir) {
             Ok(paths) => paths,
             Err(error) => {
@@ -106,12 +115,13 @@ pub fn read_all(dirs: &[PathBuf]) -> (BTreeMap<usize, Vec<File>>, Vec<(PathBuf, 
         };
         for path in paths {
             match read(&path) {
-                Ok(spec) => found.entry(number).or_default().push(File { path, spec }),
+                Ok(spec) => here.push(File { path, spec }),
                 Err(why) => broken.push((path, why)),
             }
         }
+        files.push(here);
     }
-    (found, broken)
+    Found { files, broken }
 }
 
 fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {

@@ -8,13 +8,12 @@ mod edits;
 mod file;
 mod name;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use edits::Edited;
-use file::File;
-pub use name::requested;
+use file::{File, Found};
+use name::{Name, requested};
 
 use crate::cri;
 
@@ -67,10 +66,10 @@ pub fn apply(config: &cri::ContainerConfig, dirs: &[PathBuf]) -> Result<Edited, 
     if names.is_empty() {
         return Ok(edited);
     }
-    let (found, broken) = file::read_all(dirs);
+    let found = file::read_all(dirs);
     let mut of_files: Vec<&Path> = Vec::new();
     for name in &names {
-        let (file, device) = find(&name.text, &found, &broken, dirs, name)?;
+        let (file, device) = find(name, &found, dirs)?;
         let refuse = |what| CdiError::Edit {
             name: name.text.clone(),
             file: file.path.clone(),
@@ -87,14 +86,8 @@ pub fn apply(config: &cri::ContainerConfig, dirs: &[PathBuf]) -> Result<Edited, 
 }
 
 /// The device, in the last directory that has it.
-fn find<'a>(
-    text: &str,
-    found: &'a BTreeMap<usize, Vec<File>>,
-    broken: &[(PathBuf, String)],
-    dirs: &[PathBuf],
-    name: &name::Name,
-) -> Result<(&'a File, &'a file::Device), CdiError> {
-    for files in found.values().rev() {
+fn find<'a>(name: &Name, found: &'a Found, dirs: &[PathBuf]) -> Result<(&'a File, &'a file::Device), CdiError> {
+    for files in found.files.iter().rev() {
         let mut having = files
             .iter()
             .filter(|file| file.spec.kind == name.kind)
@@ -106,7 +99,7 @@ fn find<'a>(
             (Some(one), None) => return Ok(one),
             (Some((first, _)), Some((second, _))) => {
                 return Err(CdiError::Twice {
-                    name: text.to_owned(),
+                    name: name.text.clone(),
                     first: first.path.clone(),
                     second: second.path.clone(),
                 });
@@ -115,9 +108,9 @@ fn find<'a>(
         }
     }
     Err(CdiError::Unknown {
-        name: text.to_owned(),
+        name: name.text.clone(),
         dirs: dirs.to_vec(),
-        broken: broken.to_vec(),
+        broken: found.broken.clone(),
     })
 }
 
