@@ -12,6 +12,7 @@
 //! - [`image`]: references, registries, the layer store.
 //! - [`monitor`]: one small process per pod: parent of its processes, writer of its logs and exit records.
 //! - [`oci`]: starts OCI processes through libcontainer.
+//! - [`handler`]: runtime handlers: libcontainer, and the OCI runtimes that are configured.
 //! - [`store`]: the records of pods and containers on disk.
 //! - [`events`]: container events and their subscribers.
 //! - [`systemd`]: asks systemd for the scopes of pods.
@@ -48,6 +49,8 @@ pub mod daemon;
 pub mod events;
 #[cfg(feature = "daemon")]
 pub mod fault;
+#[cfg(feature = "daemon")]
+pub mod handler;
 #[cfg(feature = "daemon")]
 pub mod image;
 #[cfg(feature = "daemon")]

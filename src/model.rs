@@ -68,6 +68,16 @@ pub fn random_id() -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// An external OCI runtime, as it is run.
+#[cfg(feature = "daemon")]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct OciRuntime {
+    /// Absolute.
+    pub path: std::path::PathBuf,
+    /// What comes before its commands.
+    pub options: Vec<String>,
+}
+
 /// An error with all its causes, once, on one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut told = error.to_string();

@@ -278,10 +278,9 @@ fn huge_pages_are_limited_where_the_kernel_has_them() {
     assert!(limit("../2MB").is_err());
 }
 
-#[test]
-fn devices_are_restricted_on_v1_and_reported_on_cgroup2() {
-    let tree = Tree::new("devices");
-    let cgroup = tree.create("d");
+const ONLY_NULL: &str = "echo x >/dev/null && ! head -c 1 /dev/zero >/dev/null";
+
+fn only_null() -> Resources {
     let null = DeviceRule {
         allow: true,
         kind: 'c',
@@ -289,29 +288,65 @@ fn devices_are_restricted_on_v1_and_reported_on_cgroup2() {
         minor: Some(3),
         access: "rwm".into(),
     };
-    let rules = Resources {
+    Resources {
         devices: vec![DeviceRule::all(false), null],
         ..Default::default()
-    };
-    let warnings = cgroup.apply(&rules).unwrap();
-    if tree.hierarchy.is_v2() {
-        assert_eq!(warnings, [Warning::DevicesNotRestricted]);
-        return;
     }
-    assert_eq!(warnings, []);
-    assert_eq!(read(&tree, &cgroup, "devices", "devices.list", "").1, "c 1:3 rwm");
-    let mut child = shell_in(&cgroup, "echo x >/dev/null && ! head -c 1 /dev/zero >/dev/null");
-    assert!(child.wait().unwrap().success());
-    assert_eq!(
-        cgroup
-            .apply(&Resources {
-                devices: vec![DeviceRule::all(true)],
-                ..Default::default()
-            })
-            .unwrap(),
-        []
+}
+
+fn everything() -> Resources {
+    Resources {
+        devices: vec![DeviceRule::all(true)],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn devices_are_restricted() {
+    let tree = Tree::new("devices");
+    let cgroup = tree.create("d");
+    assert_eq!(cgroup.apply(&only_null()).unwrap(), []);
+    if !tree.hierarchy.is_v2() {
+        assert_eq!(read(&tree, &cgroup, "devices", "devices.list", "").1, "c 1:3 rwm");
+    }
+    assert!(shell_in(&cgroup, ONLY_NULL).wait().unwrap().success());
+    assert_eq!(cgroup.apply(&everything()).unwrap(), []);
+    if !tree.hierarchy.is_v2() {
+        assert_eq!(read(&tree, &cgroup, "devices", "devices.list", "").1, "a *:* rwm");
+    }
+    assert!(
+        shell_in(&cgroup, "head -c 1 /dev/zero >/dev/null")
+            .wait()
+            .unwrap()
+            .success()
     );
-    assert_eq!(read(&tree, &cgroup, "devices", "devices.list", "").1, "a *:* rwm");
+}
+
+/// A hybrid machine's cgroup2 asks the kernel's programs too: so these are seen to work wherever the tests run.
+#[test]
+fn device_programs_of_cgroup2_replace_each_other_and_hold_below() {
+    let tree = Tree::new("device-programs");
+    let alone = tree.hierarchy.cgroup2_alone().expect("a cgroup2 hierarchy");
+    let path = format!("{}/d", tree.top.path());
+    let cgroup = Cgroup::create(&alone, &path).unwrap();
+    let below = Cgroup::create(&alone, &format!("{path}/below")).unwrap();
+    let runs = |script: &str| shell_in(&below, script).wait().unwrap().success();
+
+    assert_eq!(cgroup.apply(&everything()).unwrap(), []);
+    assert!(runs("head -c 1 /dev/zero >/dev/null"));
+    // The same rules again, as a daemon that comes back may apply them, are one program and not two.
+    for _ in 0..100 {
+        assert_eq!(cgroup.apply(&only_null()).unwrap(), []);
+    }
+    assert!(runs(ONLY_NULL));
+    // What a nested manager allows does not undo it.
+    assert_eq!(below.apply(&only_null()).unwrap(), []);
+    assert_eq!(below.apply(&everything()).unwrap(), []);
+    assert!(runs(ONLY_NULL));
+    assert_eq!(cgroup.apply(&everything()).unwrap(), []);
+    assert!(runs("head -c 1 /dev/zero >/dev/null && echo x >/dev/null"));
+    below.remove().unwrap();
+    cgroup.remove().unwrap();
 }
 
 #[test]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -51,7 +52,7 @@ func (c *client) podUp(ctx context.Context, name string) error {
 	container := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "main"},
 		Image:    &cri.ImageSpec{Image: *image},
-		Command:  []string{"/pause"},
+		Command:  strings.Fields(*containerRun),
 		LogPath:  "main.log",
 		Linux: &cri.LinuxContainerConfig{
 			Resources:       &cri.LinuxContainerResources{CpuShares: 102, MemoryLimitInBytes: 256 << 20},

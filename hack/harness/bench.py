@@ -1,7 +1,8 @@
-"""hack/bench: what a pod costs, on crisp and on the distribution's containerd + runc, side by side in one run.
+"""hack/bench: what a pod costs, on crisp and on the distribution's containerd with runc and with crun, in one run.
 
 Same images, same client, same cgroups, same kind of network namespace; the contenders take turns in rounds.
-Figures are medians. The table goes to the screen, all samples to target/hack/bench.json.
+Figures are medians. The table goes to the screen, all samples to target/hack/bench.json, a picture of the
+ratios to target/hack/bench.svg. --scale shows instead how crisp's cost grows with pods, layers, bytes and log lines.
 """
 
 import argparse
@@ -10,15 +11,16 @@ import os
 import shutil
 import sys
 
-from harness import owner, paths, plugins, process
+from harness import chart, owner, paths, plugins, process, scale
 from harness.contender import BIG, Contender
-from harness.containerd import Containerd
+from harness.containerd import Containerd, ContainerdCrun
 from harness.crisp import Crisp
 from harness.table import AtMost, Axis, Over, Share, Table
 from harness.undo import Interrupted, Undo
 
 CONTENDERS = {
     "containerd": (Containerd, "cni"),
+    "containerd-crun": (ContainerdCrun, "cni"),
     "crisp": (Crisp, "embedded"),
     "crisp-cni": (Crisp, "cni"),
 }
@@ -30,6 +32,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="few iterations: a look, not a figure")
     parser.add_argument("--only", action="append", choices=sorted(CONTENDERS), help="only this contender (may be repeated)")
     parser.add_argument("--axis", action="append", choices=sorted(Bench.AXES), help="only this group of axes (may be repeated)")
+    parser.add_argument("--scale", action="store_true", help="crisp alone: 1 to 300 pods, 1 to 64 layers, 1 MB to 1 GB, 10 to 1000 log lines per ms")
     parser.add_argument("--check", action="store_true", help="fail when a figure that must be reached is not")
     return parser.parse_args()
 
@@ -46,7 +49,7 @@ class Bench:
         self.directory, self.undo = directory, undo
         self.table = Table()
         self.contenders = []
-        for name in args.only or CONTENDERS:
+        for name in ["crisp"] if args.scale else args.only or CONTENDERS:
             kind, network = CONTENDERS[name]
             print(f"starting {name}", flush=True)
             self.contenders.append(Contender(name, kind, network, directory, undo))
@@ -169,12 +172,16 @@ def main():
         with Undo() as undo:
             undo.push("the owner of target", owner.give_back)
             bench = Bench(args, undo)
+            if args.scale:
+                scale.run(bench.contenders[0], args.quick)
+                return 0
             bench.run(args.axis)
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}", file=sys.stderr)
         return 130
     (paths.CACHE / "bench.json").write_text(json.dumps(bench.table.samples, indent=1))
     missed = bench.table.show(AXES)
+    (paths.CACHE / "bench.svg").write_text(chart.svg(bench.table, AXES))
     if missed:
         print(f"\nmust be reached and is not: {', '.join(missed)}")
     return 1 if missed and args.check else 0

@@ -1,9 +1,9 @@
-"""The distribution's containerd with runc, as a daemon of our own."""
+"""The distribution's containerd with runc or crun, as a daemon of our own."""
 
 import pathlib
 import shutil
 
-from harness import cni, registry
+from harness import cgroups, cni, registry
 from harness.runtime import Runtime
 
 _CONFIG = """version = 2
@@ -25,16 +25,19 @@ disabled_plugins = ["io.containerd.internal.v1.tracing", "io.containerd.snapshot
     conf_dir = "{confs}"
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "{mirrors}"
-  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    default_runtime_name = "oci"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.oci]
     runtime_type = "io.containerd.runc.v2"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-      BinaryName = "{runc}"
-      Root = "{dir}/run/runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.oci.options]
+      BinaryName = "{program}"
+      Root = "{dir}/run/oci"
 """
 
 
 class Containerd(Runtime):
     name = "containerd"
+    oci_runtime = "runc"
     cgroups_left = ("/k8s.io",)
 
     # Its shims' sockets lie here whatever the configuration says.
@@ -46,7 +49,7 @@ class Containerd(Runtime):
         self._config = self.directory / "containerd.toml"
         self._config.write_text(_CONFIG.format(
             dir=self.directory, registry=registry.ADDRESS, mirrors=self.mirrors or "", plugins=cni.plugins(),
-            confs=cni.write_conflist(self.directory / "cni"), runc=shutil.which("runc")))
+            confs=cni.write_conflist(self.directory / "cni"), program=shutil.which(self.oci_runtime)))
 
     def argv(self):
         return ["containerd", "--config", self._config, "--log-level", "warn"]
@@ -59,3 +62,16 @@ class Containerd(Runtime):
         for path in (self._SHIMS, self._SHIMS.parent):
             if path.exists() and path not in self._shims_before and not any(path.iterdir()):
                 path.rmdir()
+
+
+class ContainerdCrun(Containerd):
+    """crun refuses v1 and cgroup2 side by side: it is shown v1 alone."""
+
+    oci_runtime = "crun"
+
+    def argv(self):
+        argv = super().argv()
+        cgroup2 = cgroups.hierarchies().get("")
+        if cgroup2 is None or len(cgroups.hierarchies()) == 1:
+            return argv
+        return ["unshare", "--mount", "--propagation", "private", "sh", "-ec", 'umount "$0"; exec "$@"', cgroup2, *argv]

@@ -26,14 +26,16 @@ class Contender:
         self._pods = f"/{self._account.name}/pods"
         self._netns = Netns(undo)
         (directory / name).mkdir()
-        registry.Registry(self._netns, directory / name, undo).provide("bench")
-        self._logs = directory / name / "logs"
+        self.registry = registry.Registry(self._netns, directory / name, undo)
+        self.registry.provide("bench")
+        self.logs = directory / name / "logs"
         self.runtime = kind(directory / name / "d", self._netns, undo, network, group=daemon)
         self.client("pull", SMALL)
 
-    def _client(self, parallel=1, count=1, host_network=False):
+    def _client(self, parallel=1, count=1, host_network=False, image=SMALL, command=None):
         return [str(tools.tool("bench-client")), "--endpoint", self.runtime.endpoint, f"--n={count}", f"--parallel={parallel}",
-                f"--image={SMALL}", f"--logs={self._logs}", f"--cgroup-parent={self._pods}", *(["--host-network"] if host_network else [])]
+                f"--image={image}", f"--logs={self.logs}", f"--cgroup-parent={self._pods}", *(["--host-network"] if host_network else []),
+                *([f"--command={command}"] if command else [])]
 
     def client(self, *words, **how):
         """Samples by name, in milliseconds."""
@@ -41,6 +43,10 @@ class Contender:
         if done.returncode != 0:
             raise RuntimeError(f"{self.name}: {' '.join(words)}: {done.stderr.strip()}\n{self.runtime.daemon.tail()}")
         return json.loads(done.stdout or "{}")
+
+    def processes(self):
+        """All that runs for it: the daemon, and what there is for its pods."""
+        return self._account.pids()
 
     def cpu_ms(self):
         return self._account.cpu_seconds() * 1000

@@ -20,6 +20,8 @@ class Crisp(Runtime):
         if self.network == "cni":
             confs = cni.write_conflist(self.directory / "cni")
             self._options += ["--network", "cni", "--cni-conf-dir", confs, "--cni-bin-dir", cni.plugins()]
+        elif self.network == "auto":
+            self._options += ["--network", "auto", "--cni-conf-dir", self.directory / "cni" / "net.d", "--cni-bin-dir", cni.plugins()]
         else:
             self._options += ["--network", "embedded"]
 

@@ -9,11 +9,11 @@ _MNT_DETACH = 2
 
 def below(directory):
     """Mount points at or below `directory`, the newest first."""
-    found = []
+    found, inside = [], str(directory).rstrip("/") + "/"
     with open("/proc/self/mountinfo") as table:
         for line in table:
             point = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), line.split()[4])
-            if point == str(directory) or point.startswith(f"{directory}/"):
+            if point == str(directory) or point.startswith(inside):
                 found.append(point)
     return found[::-1]
 

@@ -53,9 +53,13 @@ class Netns:
 
     def get(self, address, port, path="/"):
         """Status and text of an HTTP answer, asked for from inside; None if nobody answers."""
+        return self.inside(_get, address, port, path)
+
+    def inside(self, work, *args):
+        """What `work` gives, done inside."""
         # A thread of its own enters, and ends: only that one changes its network.
         with concurrent.futures.ThreadPoolExecutor(max_workers=1, initializer=self._enter) as inside:
-            return inside.submit(_get, address, port, path).result()
+            return inside.submit(work, *args).result()
 
     def _enter(self):
         with open(f"/proc/{self.holder}/ns/net") as namespace:
@@ -76,3 +80,6 @@ class HostNetwork:
 
     def get(self, address, port, path="/"):
         return _get(address, port, path)
+
+    def inside(self, work, *args):
+        return work(*args)

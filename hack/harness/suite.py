@@ -76,6 +76,7 @@ def _faults():
 
 def _critest():
     yield ["hack/critest"]
+    yield ["hack/critest", "--websocket", "--suite", "streaming"]
 
 
 def _demo():

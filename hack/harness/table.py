@@ -2,7 +2,7 @@
 
 import statistics
 
-_PEER, _OURS, _OURS_BY_CNI, _FLOOR = "containerd", "crisp", "crisp-cni", "floor"
+PEER, PEER_CRUN, OURS, OURS_BY_CNI, _FLOOR = "containerd", "containerd-crun", "crisp", "crisp-cni", "floor"
 
 
 class Share:
@@ -12,7 +12,7 @@ class Share:
         self._of_peer = of_peer
 
     def figure(self, axis, table):
-        peer = table.figure(axis.name, _PEER)
+        peer = table.figure(axis.name, PEER)
         return None if peer is None else peer * self._of_peer
 
 
@@ -64,27 +64,33 @@ class Table:
     def show(self, axes):
         """Prints it; gives the names of the axes whose `must` is missed."""
         missed = []
-        print(f"\n{'':<37}{'containerd':>10} |{'crisp':>8}{'ratio':>8}{'must':>8}{'aim':>8}  {'':<11}|{'crisp, CNI':>11}{'ratio':>8}{'aim':>8}")
+        print(f"\n{'':<37}{'containerd':>10}{'+ crun':>8} |{'crisp':>8}{'ratio':>8}{'must':>8}{'aim':>8}  {'':<11}|{'crisp, CNI':>11}{'ratio':>8}{'aim':>8}")
         for axis in axes:
             if axis.name not in self.samples:
                 continue
             label = f"{axis.name}, {axis.unit}"
             floor = self.figure(axis.name, _FLOOR)
             if floor is not None:
-                print(f"{label:<37}{_text(floor):>10} | the plugins without any runtime")
+                print(f"{label:<37}{_text(floor):>10}{'':>8} | the plugins without any runtime")
                 continue
-            peer, ours, by_cni = (self.figure(axis.name, column) for column in (_PEER, _OURS, _OURS_BY_CNI))
+            peer, ours, by_cni = (self.figure(axis.name, column) for column in (PEER, OURS, OURS_BY_CNI))
             must, aim, aim_by_cni = (goal and goal.figure(axis, self) for goal in (axis.must, axis.aim, axis.by_cni))
             if self._reached(axis, ours, must) is False:
                 missed.append(axis.name)
-            print(f"{label:<37}{_text(peer):>10} |{_text(ours):>8}{self._ratio(axis, ours):>8}{_text(must):>8}{_text(aim):>8}  "
-                  f"{self._verdict(axis, ours, must, aim):<11}|{_text(by_cni):>11}{self._ratio(axis, by_cni):>8}{_text(aim_by_cni):>8}"
+            print(f"{label:<37}{_text(peer):>10}{_text(self.figure(axis.name, PEER_CRUN)):>8} |{_text(ours):>8}{self.ratio_text(axis, ours):>8}{_text(must):>8}{_text(aim):>8}  "
+                  f"{self._verdict(axis, ours, must, aim):<11}|{_text(by_cni):>11}{self.ratio_text(axis, by_cni):>8}{_text(aim_by_cni):>8}"
                   f"  {self._verdict(axis, by_cni, None, aim_by_cni)}".rstrip())
         return missed
 
-    def _ratio(self, axis, ours):
-        """How many times better than containerd."""
-        peer = self.figure(axis.name, _PEER)
+    def ratio(self, axis, column):
+        """How many times better than containerd + runc; None where either is missing."""
+        peer, ours = self.figure(axis.name, PEER), self.figure(axis.name, column)
+        if not ours or not peer:
+            return None
+        return ours / peer if axis.more_is_better else peer / ours
+
+    def ratio_text(self, axis, ours):
+        peer = self.figure(axis.name, PEER)
         if not ours or not peer:
             return "-"
         return f"{ours / peer if axis.more_is_better else peer / ours:.1f}x"
@@ -98,4 +104,6 @@ class Table:
     def _verdict(self, axis, ours, must, aim):
         if self._reached(axis, ours, must) is False:
             return "MISSED"
+        if any(self._reached(axis, ours, self.figure(axis.name, peer)) is False for peer in (PEER, PEER_CRUN)):
+            return "WORSE"
         return {None: "", True: "reached", False: "not yet"}[self._reached(axis, ours, aim)]

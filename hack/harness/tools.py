@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 
@@ -13,6 +14,8 @@ _BUILDS = {
     "critest": ("cri-tools", ["test", "-c"], "sigs.k8s.io/cri-tools/cmd/critest"),
     "ginkgo": ("cri-tools", ["build"], "github.com/onsi/ginkgo/v2/ginkgo"),
     "bench-client": ("bench-client", ["build"], "."),
+    "kubelet": ("kubelet", ["build"], "k8s.io/kubernetes/cmd/kubelet"),
+    "kubelet-client": ("kubelet", ["build"], "./kubelet-client"),
 }
 
 
@@ -20,12 +23,24 @@ class ToolError(Exception):
     pass
 
 
+def _sources(module, package):
+    """What a build depends on: the files beside go.mod, and those of a package below."""
+    directories = [module] if not package.startswith("./") else [module, module / package]
+    return [path for directory in directories for path in sorted(directory.iterdir()) if path.is_file()]
+
+
+def _version(module):
+    """Kubernetes' programs are told their version by the linker."""
+    found = re.search(r"^\s*k8s\.io/kubernetes (v\S+)$", (module / "go.mod").read_text(), re.M)
+    return f" -X k8s.io/component-base/version.gitVersion={found[1]}" if found else ""
+
+
 def tool(name):
     """The path of the program, built if need be."""
     module, words, package = _BUILDS[name]
     source = paths.HACK / module
     stamp = hashlib.sha256()
-    for path in sorted(source.iterdir()):
+    for path in _sources(source, package):
         stamp.update(path.read_bytes())
     built, stamp_file = paths.CACHE / "bin" / name, paths.CACHE / "bin" / f".{name}.stamp"
     if built.exists() and stamp_file.exists() and stamp_file.read_text() == stamp.hexdigest():
@@ -34,7 +49,7 @@ def tool(name):
     if go is None:
         raise ToolError(f"{name} must be built, but there is no `go` in PATH (install Go 1.21 or newer)")
     built.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([go, *words, "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", built, package],
+    done = subprocess.run([go, *words, "-trimpath", "-buildvcs=false", f"-ldflags=-s -w{_version(source)}", "-o", built, package],
                           cwd=source, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                           env=dict(os.environ, CGO_ENABLED="0", GOFLAGS="-mod=readonly"))
     if done.returncode != 0:

@@ -4,10 +4,12 @@ use tonic::{Code, Status};
 
 use crate::container::ContainerError;
 use crate::container::spec::SpecError;
+use crate::handler::UnknownHandler;
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
 use crate::monitor::client::MonitorError;
 use crate::monitor::protocol::FailureKind;
+use crate::network::NetworkError;
 use crate::sandbox::SandboxError;
 use crate::stats::StatsError;
 use crate::streaming::StreamingError;
@@ -26,8 +28,9 @@ impl ToCode for SandboxError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
             | Self::Network { .. }
@@ -37,6 +40,10 @@ impl ToCode for SandboxError {
             | Self::Store(_)
             | Self::Fault(_) => Code::Internal,
             Self::Connect { .. } => Code::Unavailable,
+            Self::PodCidrs {
+                source: NetworkError::PodCidr { .. },
+            } => Code::InvalidArgument,
+            Self::PodCidrs { .. } => Code::Internal,
             Self::Monitor { source, .. } => source.code(),
             Self::Containers { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
@@ -48,12 +55,12 @@ impl ToCode for ContainerError {
     fn code(&self) -> Code {
         match self {
             Self::NotFound { .. } | Self::ImageNotFound { .. } | Self::ImageGone { .. } => Code::NotFound,
-            Self::Ambiguous { .. } | Self::Invalid { .. } => Code::InvalidArgument,
+            Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
                 Code::FailedPrecondition
             }
-            Self::ExecTimeout { .. } | Self::Hung { .. } => Code::DeadlineExceeded,
+            Self::ExecTimeout { .. } | Self::Hung { .. } | Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::Lost
             | Self::StartFailed { .. }
             | Self::Unkillable { .. }
@@ -65,6 +72,12 @@ impl ToCode for ContainerError {
             Self::Spec(source) => source.code(),
             Self::Seccomp(_) => Code::InvalidArgument,
         }
+    }
+}
+
+impl ToCode for UnknownHandler {
+    fn code(&self) -> Code {
+        Code::InvalidArgument
     }
 }
 
@@ -119,8 +132,8 @@ impl ToCode for StatsError {
 impl ToCode for StreamingError {
     fn code(&self) -> Code {
         match self {
-            Self::Listen { .. } => Code::Internal,
-            Self::TooManyTokens { .. } => Code::ResourceExhausted,
+            Self::Listen { .. } | Self::Tls(_) => Code::Internal,
+            Self::TooManySessions { .. } | Self::TooManyTokens { .. } => Code::ResourceExhausted,
         }
     }
 }

@@ -123,8 +123,14 @@ impl ImageService for ImageApi {
             auth: credentials,
             ..
         } = request.into_inner();
+        // All handlers have their images in one store; one that there is not has none.
+        let handler = image
+            .as_ref()
+            .map(|spec| spec.runtime_handler.clone())
+            .unwrap_or_default();
         let reference = reference(image)?;
         let work = async {
+            self.rooms.handlers.find(&handler).map_err(|e| failed(&e))?;
             let request = PullRequest {
                 reference: reference.clone(),
                 auth: credentials.map(auth),

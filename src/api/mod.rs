@@ -15,6 +15,7 @@ mod streaming;
 mod to_cri;
 
 pub use deadline::DeadlineLayer;
+pub use events::portray as portray_events;
 pub use image_service::ImageApi;
 pub use runtime_service::{Rooms, RuntimeApi};
 

@@ -14,9 +14,10 @@ use crate::container::Containers;
 use crate::cri::runtime_service_server::RuntimeService;
 use crate::cri::*;
 use crate::events::Events;
+use crate::handler::Handlers;
 use crate::image::Images;
 use crate::sandbox::Sandboxes;
-use crate::stats::Collector;
+use crate::stats::{Collector, metric_descriptors};
 use crate::streaming::Server;
 use crate::sys::cgroup::Hierarchy;
 
@@ -30,6 +31,7 @@ pub struct Rooms {
     pub stats: Arc<Collector>,
     pub streaming: Arc<Server>,
     pub cgroups: Arc<Hierarchy>,
+    pub handlers: Arc<Handlers>,
     /// The settings in force, as JSON, for a verbose Status.
     pub settings: Arc<str>,
 }
@@ -124,7 +126,9 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<RemovePodSandboxResponse>, Status> {
         let id = request.into_inner().pod_sandbox_id;
         let work = async {
+            let ids = stats::ids_of_pod(&self.rooms, &id);
             self.rooms.sandboxes.remove(&id).await.map_err(|e| failed(&e))?;
+            ids.iter().for_each(|id| self.rooms.stats.forget(id));
             Ok(RemovePodSandboxResponse {})
         };
         respond("RemovePodSandbox", &id, Change, work).await
@@ -185,6 +189,7 @@ impl RuntimeService for RuntimeApi {
                 .rooms
                 .sandboxes
                 .ready_pod(&pod_sandbox_id)
+                .await
                 .map_err(|e| failed(&e))?;
             let id = self
                 .rooms
@@ -205,7 +210,7 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<StartContainerResponse>, Status> {
         let id = request.into_inner().container_id;
         let work = async {
-            self.rooms.containers.start(&id).await.map_err(|e| failed(&e))?;
+            self.rooms.containers.start(&id).await.map_err(|e| failed(&*e))?;
             Ok(StartContainerResponse {})
         };
         respond("StartContainer", &id, Change, work).await
@@ -236,7 +241,9 @@ impl RuntimeService for RuntimeApi {
     ) -> Result<Response<RemoveContainerResponse>, Status> {
         let id = request.into_inner().container_id;
         let work = async {
+            let found = self.rooms.containers.find(&id).ok();
             self.rooms.containers.remove(&id).await.map_err(|e| failed(&e))?;
+            found.inspect(|container| self.rooms.stats.forget(container.record.id.as_str()));
             Ok(RemoveContainerResponse {})
         };
         respond("RemoveContainer", &id, Change, work).await
@@ -433,9 +440,19 @@ impl RuntimeService for RuntimeApi {
 
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Result<Response<UpdateRuntimeConfigResponse>, Status> {
-        missing("UpdateRuntimeConfig: pod CIDRs of the node are not taken over into the pod network yet")
+        let config = request.into_inner().runtime_config.unwrap_or_default();
+        let pod_cidr = config.network_config.unwrap_or_default().pod_cidr;
+        let work = async {
+            // A node without a pod CIDR says nothing that could be taken over.
+            if !pod_cidr.is_empty() {
+                let set = self.rooms.sandboxes.set_pod_cidrs(&pod_cidr).await;
+                set.map_err(|e| failed(&e))?;
+            }
+            Ok(UpdateRuntimeConfigResponse {})
+        };
+        respond("UpdateRuntimeConfig", "", Change, work).await
     }
 
     async fn checkpoint_container(
@@ -470,16 +487,24 @@ impl RuntimeService for RuntimeApi {
         &self,
         _: Request<ListMetricDescriptorsRequest>,
     ) -> Result<Response<ListMetricDescriptorsResponse>, Status> {
-        missing(
-            "ListMetricDescriptors: metrics are missing; ListPodSandboxStats and ListContainerStats have the figures",
-        )
+        let work = async {
+            Ok(ListMetricDescriptorsResponse {
+                descriptors: metric_descriptors(),
+            })
+        };
+        respond("ListMetricDescriptors", "", Look, work).await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Result<Response<ListPodSandboxMetricsResponse>, Status> {
-        missing("ListPodSandboxMetrics: metrics are missing; ListPodSandboxStats has the figures")
+        let work = async {
+            Ok(ListPodSandboxMetricsResponse {
+                pod_metrics: stats::metrics(&self.rooms).await,
+            })
+        };
+        respond("ListPodSandboxMetrics", "", Look, work).await
     }
 
     type StreamPodSandboxMetricsStream = Answers<StreamPodSandboxMetricsResponse>;
@@ -488,13 +513,26 @@ impl RuntimeService for RuntimeApi {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        missing("StreamPodSandboxMetrics: metrics are missing; StreamPodSandboxStats has the figures")
+        let items = stats::metrics(&self.rooms).await;
+        let work = async {
+            Ok(stream::batches(items, |pod_sandbox_metrics| {
+                StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+            }))
+        };
+        respond("StreamPodSandboxMetrics", "", Look, work).await
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<UpdatePodSandboxResourcesResponse>, Status> {
-        missing("UpdatePodSandboxResources: limits of a whole pod are the kubelet's own cgroup's for now")
+        let request = request.into_inner();
+        let id = request.pod_sandbox_id.clone();
+        let work = async {
+            let updated = self.rooms.sandboxes.update_resources(request).await;
+            updated.map_err(|e| failed(&e))?;
+            Ok(UpdatePodSandboxResourcesResponse {})
+        };
+        respond("UpdatePodSandboxResources", &id, Change, work).await
     }
 }

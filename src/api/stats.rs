@@ -8,7 +8,7 @@ use super::list::{takes_container, takes_sandbox};
 use crate::container::{Container, State};
 use crate::cri;
 use crate::sandbox::Sandbox;
-use crate::stats::{ContainerTarget, NetworkTarget, PodTarget};
+use crate::stats::{ContainerMetricsTarget, ContainerTarget, NetworkTarget, PodMetricsTarget, PodTarget};
 use crate::sys::cgroup::Cgroup;
 
 /// ContainerStats.
@@ -67,6 +67,57 @@ pub async fn pod_sandboxes(rooms: &Rooms, filter: Option<&cri::PodSandboxStatsFi
     rooms.stats.pods(targets).await
 }
 
+/// The metrics of the ready pods.
+pub async fn metrics(rooms: &Rooms) -> Vec<cri::PodSandboxMetrics> {
+    let found = rooms.sandboxes.list(Sandbox::is_ready);
+    let targets = found.iter().map(|sandbox| pod_metrics_target(rooms, sandbox)).collect();
+    rooms.stats.metrics(targets).await
+}
+
+fn pod_metrics_target(rooms: &Rooms, sandbox: &Sandbox) -> PodMetricsTarget {
+    let record = &sandbox.record;
+    let containers = rooms.containers.of_pod(&record.id);
+    PodMetricsTarget {
+        id: record.id.to_string(),
+        cgroup: record.cgroup(),
+        metadata: record.metadata(),
+        network: network_target(sandbox),
+        containers: containers
+            .iter()
+            .filter_map(|container| container_metrics_target(rooms, container))
+            .collect(),
+    }
+}
+
+/// None for a container that has exited, or whose cgroup cannot be named.
+fn container_metrics_target(rooms: &Rooms, container: &Container) -> Option<ContainerMetricsTarget> {
+    let state = container.state();
+    let process = state.process()?;
+    let image = container.record.config.image.as_ref();
+    Some(ContainerMetricsTarget {
+        container: container_target(rooms, container).ok()?,
+        image: image.map_or_else(String::new, |image| image.image.clone()),
+        pid: Some(process.pid),
+        started_at_ns: state.started_at_ns(),
+        resources: container.resources(),
+    })
+}
+
+fn network_target(sandbox: &Sandbox) -> Option<NetworkTarget> {
+    let network = sandbox.record.netns.clone().zip(sandbox.status().pause);
+    network.map(|(netns, pause)| NetworkTarget { pid: pause.pid, netns })
+}
+
+/// Under which ids figures of a pod and of its containers are remembered.
+pub fn ids_of_pod(rooms: &Rooms, id: &str) -> Vec<String> {
+    let Ok(sandbox) = rooms.sandboxes.find(id) else {
+        return Vec::new();
+    };
+    let containers = rooms.containers.of_pod(&sandbox.record.id);
+    let of_containers = containers.iter().map(|container| container.record.id.to_string());
+    of_containers.chain([sandbox.record.id.to_string()]).collect()
+}
+
 fn has_processes(container: &Container) -> bool {
     !matches!(container.state(), State::Exited { .. })
 }
@@ -90,12 +141,11 @@ fn pod_target(rooms: &Rooms, sandbox: &Sandbox) -> Result<PodTarget, Status> {
     let record = &sandbox.record;
     let containers = rooms.containers.of_pod(&record.id);
     let running = containers.iter().filter(|container| has_processes(container));
-    let network = record.netns.clone().zip(sandbox.status().pause);
     Ok(PodTarget {
         id: record.id.to_string(),
         cgroup: Some(open(rooms, &record.cgroup_parent)?),
         own_cgroup: open(rooms, &record.cgroup())?,
-        network: network.map(|(netns, pause)| NetworkTarget { pid: pause.pid, netns }),
+        network: network_target(sandbox),
         containers: running
             .map(|container| container_target(rooms, container))
             .collect::<Result<_, _>>()?,

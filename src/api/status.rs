@@ -9,6 +9,7 @@ use super::error::status as failed;
 use super::to_cri;
 use crate::container::now_ns;
 use crate::cri;
+use crate::handler::Handler;
 
 /// Version (CRI: the runtime's version is a semantic one).
 pub fn version() -> cri::VersionResponse {
@@ -52,17 +53,21 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: vec![cri::RuntimeHandler {
-            name: String::new(),
-            features: Some(cri::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: true,
-                user_namespaces: false,
-            }),
-        }],
+        runtime_handlers: rooms.handlers.list().map(handler).collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
             mount_options: false,
+        }),
+    }
+}
+
+fn handler((name, handler): (&str, &Handler)) -> cri::RuntimeHandler {
+    cri::RuntimeHandler {
+        name: name.to_owned(),
+        features: Some(cri::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: handler.features.recursive_read_only_mounts,
+            user_namespaces: handler.features.user_namespaces,
         }),
     }
 }
@@ -73,6 +78,7 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
     let mut info = BTreeMap::new();
     if verbose {
         let status = sandbox.status();
+        let (overhead, resources) = sandbox.resources();
         let told = serde_json::json!({
             "pid": status.pause.map(|pause| pause.pid),
             "monitorPid": status.monitor_pid,
@@ -80,18 +86,19 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
             "cgroup": sandbox.record.cgroup(),
             "runtimeHandler": sandbox.record.runtime_handler,
             "network": status.attached,
+            "overhead": to_cri::resources_json(&overhead),
+            "resources": to_cri::resources_json(&resources),
         });
         info.insert("info".to_owned(), told.to_string());
     }
+    // Before the look: whatever happens from here on must count as newer.
+    let timestamp = now_ns();
     let containers = rooms.containers.of_pod(&sandbox.record.id);
     Ok(cri::PodSandboxStatusResponse {
         status: Some(to_cri::sandbox_status(&sandbox)),
         info,
-        containers_statuses: containers
-            .iter()
-            .map(|container| to_cri::container_status(container))
-            .collect(),
-        timestamp: now_ns(),
+        containers_statuses: to_cri::container_statuses(&containers),
+        timestamp,
     })
 }
 

@@ -77,7 +77,7 @@ pub fn port_forward(rooms: &Rooms, request: cri::PortForwardRequest) -> Result<c
         .collect::<Option<Vec<u16>>>()
         .ok_or_else(|| Status::invalid_argument("port: 1 to 65535"))?;
     let id = request.pod_sandbox_id;
-    rooms.sandboxes.ready_pod(&id).map_err(|e| failed(&e))?;
+    rooms.sandboxes.check_ready(&id).map_err(|e| failed(&e))?;
     let dial = PortForward {
         sandboxes: rooms.sandboxes.clone(),
         id,

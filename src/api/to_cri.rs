@@ -1,5 +1,8 @@
 //! What the rooms know, in the CRI's words.
 
+use std::cmp::Reverse;
+use std::sync::Arc;
+
 use crate::container::spec::stop_signal;
 use crate::container::{Container, ExecOutput, State};
 use crate::cri;
@@ -84,6 +87,14 @@ pub fn container(container: &Container) -> cri::Container {
     }
 }
 
+/// The containers of a pod, the newest first: a kubelet that goes by events takes the first of each name for the
+/// present one.
+pub fn container_statuses(containers: &[Arc<Container>]) -> Vec<cri::ContainerStatus> {
+    let mut statuses: Vec<_> = containers.iter().map(|container| container_status(container)).collect();
+    statuses.sort_by_key(|status| Reverse(status.created_at));
+    statuses
+}
+
 /// A container, in full.
 pub fn container_status(container: &Container) -> cri::ContainerStatus {
     let record = &container.record;
@@ -117,6 +128,28 @@ pub fn container_status(container: &Container) -> cri::ContainerStatus {
         user: Some(record.user.clone()),
         stop_signal: stop_signal::to_cri(record.stop_signal).into(),
     }
+}
+
+/// Limits, for a verbose status: those that are set, by the CRI's names.
+pub fn resources_json(resources: &cri::LinuxContainerResources) -> serde_json::Value {
+    let numbers = [
+        ("cpu_period", resources.cpu_period),
+        ("cpu_quota", resources.cpu_quota),
+        ("cpu_shares", resources.cpu_shares),
+        ("memory_limit_in_bytes", resources.memory_limit_in_bytes),
+        ("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes),
+    ];
+    let texts = [
+        ("cpuset_cpus", &resources.cpuset_cpus),
+        ("cpuset_mems", &resources.cpuset_mems),
+    ];
+    let numbers = numbers.iter().filter(|(_, value)| *value != 0);
+    let texts = texts.iter().filter(|(_, value)| !value.is_empty());
+    numbers
+        .map(|(name, value)| ((*name).to_owned(), (*value).into()))
+        .chain(texts.map(|(name, value)| ((*name).to_owned(), value.as_str().into())))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// `ContainerStatus.reason`, in the words that kubelets and users know.

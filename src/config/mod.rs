@@ -1,11 +1,18 @@
 //! Settings: a raw file and flags become validated settings; all mistakes are told at once.
 
-use std::net::SocketAddr;
+mod runtimes;
+mod streaming;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::model::OciRuntime;
 use crate::systemd::Slice;
+use runtimes::RawRuntime;
+pub use streaming::{RawStreaming, Streaming, TlsFiles};
 
 /// Which network gives pods their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -54,6 +61,8 @@ pub struct Raw {
     pub image: RawImage,
     pub network: RawNetwork,
     pub container: RawContainer,
+    pub streaming: RawStreaming,
+    pub runtimes: BTreeMap<String, RawRuntime>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -70,6 +79,7 @@ pub struct RawNetwork {
     pub cni_conf_dir: Option<PathBuf>,
     pub cni_bin_dirs: Option<Vec<PathBuf>>,
     pub bridge: Option<String>,
+    pub idle_seconds: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -110,12 +120,39 @@ cni_conf_dir = "/etc/cni/net.d"
 cni_bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 # The embedded bridge's name.
 bridge = "crisp0"
+# How long it stays, with its nftables table, after the last pod.
+idle_seconds = 30
 
 [container]
 # A longer line of output becomes several records marked P, of this many bytes.
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+
+[streaming]
+# Where exec, attach and port-forward are served: an IP address and a port; 0 is any port that is free. A kubelet on this
+# node is all that must reach it.
+address = "127.0.0.1:0"
+# The host in the URLs that clients get; without this key the address, or loopback where that means any.
+# url_host = "node.example"
+# A session on which nothing moves ends after this long.
+idle_timeout_seconds = 14400
+# How long a client may take for its request, and then to open its streams.
+creation_timeout_seconds = 30
+# How long a URL, which serves once, waits for its client.
+url_lifetime_seconds = 60
+# The most sessions at a time, and the most URLs that wait.
+max_sessions = 1000
+# TLS 1.2 or 1.3 by these PEM files, both or none; read again when they change.
+# tls_cert = "/etc/crisp/streaming.crt"
+# tls_key = "/etc/crisp/streaming.key"
+
+# Runtime handlers beside the built-in one, "" (libcontainer): OCI runtimes that take runc's commands and options. The name is
+# what a RuntimeClass says as its handler.
+# [runtimes.runc]
+# path = "/usr/sbin/runc"
+# What comes before the runtime's commands; --root, --log and --log-format are crispd's.
+# options = []
 "#;
 
 /// Flags that win over the file.
@@ -149,10 +186,12 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     pub cni_bin_dirs: Vec<PathBuf>,
     pub bridge: String,
+    pub network_idle: Duration,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
-    /// Where exec, attach and port-forward are served.
-    pub streaming: SocketAddr,
+    /// The external runtimes by the names of their handlers.
+    pub runtimes: BTreeMap<String, OciRuntime>,
+    pub streaming: Streaming,
 }
 
 /// Reads `file`, or nothing if it is absent and was not asked for by name.
@@ -183,6 +222,7 @@ fn instance_of(dir: &Path) -> String {
 
 /// Puts flags over `raw` and checks everything; every mistake is in the one error.
 pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
+    let (runtimes, mut mistakes) = runtimes::validate(raw.runtimes);
     let dir = flags.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir));
     let root = dir
         .as_ref()
@@ -239,14 +279,15 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             instance => format!("crisp-{instance}"),
         }),
         instance,
+        network_idle: Duration::from_secs(raw.network.idle_seconds.unwrap_or(30).into()),
         log_line_max_bytes: raw.container.log_line_max_bytes.unwrap_or(16384),
         seccomp_profile_root: raw
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
-        streaming: SocketAddr::from(([127, 0, 0, 1], 0)),
+        runtimes,
+        streaming: streaming::validate(raw.streaming, &mut mistakes),
     };
-    let mut mistakes = Vec::new();
     for (key, path) in [
         ("root", &config.root),
         ("run", &config.run),

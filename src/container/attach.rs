@@ -51,7 +51,7 @@ impl Containers {
             // As it is if the user's share of pipe memory is used up.
             let _ = rustix::pipe::fcntl_setpipe_size(read, PIPE_BYTES);
         }
-        let monitor = container.monitor()?;
+        let monitor = container.monitor().await?;
         let input = monitor
             .attach(&container.record.id, out_write, err_write)
             .await

@@ -84,13 +84,15 @@ impl Containers {
             }
             names.insert(name.clone(), id.clone());
         }
-        let mut undo = Undo::default();
+        let (mut undo, mut recorded) = (Undo::default(), None);
         let this = self.clone();
+        let access = pod.access.clone();
+        let sandbox_id = pod.record.id.clone();
         undo.push("container name", move || async move {
             this.names.lock().expect("no panic holds it").remove(&name);
             Ok(())
         });
-        match self.make(&id, pod, config, &mut undo).await {
+        match self.make(&id, pod, config, &mut undo, &mut recorded).await {
             Ok(container) => {
                 undo.commit();
                 fault::point("create: committed").await?;
@@ -98,34 +100,41 @@ impl Containers {
                 Ok(id)
             }
             Err(error) => {
-                undo.unwind().await;
+                let left = undo.unwind().await;
+                let (store, at) = (self.parts.store.clone(), id);
+                // By the record alone can what is left be undone: it goes last, or it stays.
+                let undone = left.is_empty() && {
+                    let removed = blocking(move || store.remove_container(&sandbox_id, &at)).await;
+                    removed
+                        .inspect_err(|error| tracing::warn!(error = %chain(error), "container directories remain"))
+                        .is_ok()
+                };
+                if let Some(record) = recorded.filter(|_| !undone) {
+                    self.undo_later(record, access);
+                }
                 Err(error)
             }
         }
     }
 
-    /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it.
+    /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it, but for
+    /// the directories. `recorded` is what is on disk of it by then.
     async fn make(
         self: &Arc<Self>,
         id: &ContainerId,
         pod: Pod,
         config: cri::ContainerConfig,
         undo: &mut Undo,
+        recorded: &mut Option<ContainerRecord>,
     ) -> Result<Arc<Container>, ContainerError> {
         let sandbox_id = pod.record.id.clone();
         let log_path = log::path(&pod.record.config, &config)?;
+        let runtime = self.runtime_for(&pod, &config)?;
         let (image, lease) = self.image_of(&config)?;
         let store = self.parts.store.clone();
-        undo.push("container directories", {
-            let (store, sandbox_id, id) = (store.clone(), sandbox_id.clone(), id.clone());
-            move || async move {
-                blocking(move || store.remove_container(&sandbox_id, &id))
-                    .await
-                    .map_err(|error| chain(&error))
-            }
-        });
-        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image).await?;
+        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
         fault::point("create: described").await?;
+        self.check_features(&pod, &built)?;
         for capability in &built.capabilities_cut {
             tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
         }
@@ -138,12 +147,14 @@ impl Containers {
             log_path,
             stop_signal: built.stop_signal,
             user: container_user(&built),
+            runtime,
             policy: serde_json::to_value(&built.policy).map_err(|error| ContainerError::Invalid {
                 what: format!("process policy: {error}"),
             })?,
             config,
         };
         let written = record.clone();
+        *recorded = Some(record.clone());
         blocking(move || store.write_container(&written)).await?;
         fault::point("create: recorded").await?;
 
@@ -151,6 +162,9 @@ impl Containers {
         undo.push("cgroup of the container", {
             let (cgroups, path) = (cgroups.clone(), record.cgroup.clone());
             move || async move {
+                fault::point("create: cgroup unmade")
+                    .await
+                    .map_err(|error| error.to_string())?;
                 let removed = blocking(move || {
                     let cgroup = Cgroup::open(&cgroups, &path)?;
                     cgroup.kill()?;
@@ -169,22 +183,18 @@ impl Containers {
             None => None,
             Some(path) => Some(blocking(move || log::open(&path)).await?),
         };
-        let request = ContainerSpec {
+        let target = self.target_namespace(&pod, &record.config)?;
+        let mut request = ContainerSpec {
             container_id: id.to_string(),
-            spec: serde_json::to_vec(&built.spec).map_err(|error| ContainerError::Invalid {
-                what: format!("OCI spec: {error}"),
-            })?,
-            policy: Some(self.monitor_policy(&built.policy)?),
             tty: record.config.tty,
             stdin: record.config.stdin,
             log_line_limit: self.parts.log_line_max_bytes,
-            late_mounts: late_mounts(&built.binds),
+            ..ContainerSpec::default()
         };
-        let target = self.target_namespace(&pod, &record.config)?;
-        let fds = ContainerFds {
+        let mut fds = ContainerFds {
             rootfs,
             mounts,
-            cgroup_procs: cgroup.tasks,
+            cgroup_procs: Vec::new(),
             cgroup_dir: cgroup.directory,
             log,
             oom_events,
@@ -193,7 +203,21 @@ impl Containers {
                 .map(|namespace| (NamespaceKind::Pid, namespace))
                 .collect(),
         };
-        let created = pod.monitor.create_container(request, fds).await;
+        let created = match record.runtime.clone() {
+            None => {
+                request.spec = serde_json::to_vec(&built.spec).map_err(|error| ContainerError::Invalid {
+                    what: format!("OCI spec: {error}"),
+                })?;
+                request.policy = Some(self.monitor_policy(&built.policy)?);
+                request.late_mounts = late_mounts(&built.binds);
+                fds.cgroup_procs = cgroup.tasks;
+                pod.monitor.create_container(request, fds).await
+            }
+            Some(runtime) => {
+                self.create_external(&runtime, (&record, &built), &pod.monitor, (request, fds), undo)
+                    .await?
+            }
+        };
         let process = created.map_err(ContainerError::monitor("create the process", id))?;
         undo.push("process of the container", {
             let (monitor, id) = (pod.monitor.clone(), id.clone());
@@ -221,7 +245,7 @@ impl Containers {
             state: watch::Sender::new(State::Created { process }),
             resources: Mutex::new(resources),
             policy: Some(built.policy),
-            monitor: Mutex::new(Some(pod.monitor)),
+            monitor: pod.access,
             _lease: Some(lease),
             inherited: Inherited::default(),
         });
@@ -263,6 +287,7 @@ impl Containers {
         pod: &Pod,
         config: &cri::ContainerConfig,
         image: &Arc<Image>,
+        external: bool,
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
         let (id, pod, config, image) = (id.clone(), pod.record.clone(), config.clone(), image.clone());
@@ -286,6 +311,7 @@ impl Containers {
                     user: None,
                 },
                 cgroup_mounts: &cgroup_mounts,
+                external,
                 devices: &devices,
                 host: &this.parts.host,
             })?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::spec::SpecError;
 use super::spec::seccomp::SeccompError;
+use crate::handler::UnknownHandler;
 use crate::model::{ContainerId, ImageId, SandboxId};
 use crate::monitor::client::MonitorError;
 use crate::store::StoreError;
@@ -26,7 +27,7 @@ pub enum ContainerError {
     },
     #[error("another request is creating a different container named {name:?} in pod {sandbox_id}")]
     NameBusy { name: String, sandbox_id: SandboxId },
-    #[error("creating the container ended without a result")]
+    #[error("the operation on the container ended without a result")]
     Lost,
     #[error("image {reference:?} not found: pull it first")]
     ImageNotFound { reference: String },
@@ -42,6 +43,8 @@ pub enum ContainerError {
     StartFailed { container_id: ContainerId, message: String },
     #[error("the monitor of container {container_id}'s pod is gone")]
     MonitorGone { container_id: ContainerId },
+    #[error("the monitor of container {container_id}'s pod does not answer")]
+    MonitorSilent { container_id: ContainerId },
     #[error("the recorded process policy of container {container_id} cannot be read")]
     NoPolicy { container_id: ContainerId },
     #[error("container {container_id} has no log")]
@@ -78,6 +81,8 @@ pub enum ContainerError {
         path: String,
         source: io::Error,
     },
+    #[error(transparent)]
+    UnknownHandler(#[from] UnknownHandler),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("seccomp profile")]

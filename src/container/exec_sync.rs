@@ -143,15 +143,15 @@ impl Containers {
             });
         }
         let policy = spec::exec_process(container.policy()?, command, tty)?;
-        let policy = self.monitor_policy(&policy)?;
-        let monitor = container.monitor()?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let monitor = container.monitor().await?;
+        let name = format!("{EXEC_CGROUP}{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let in_v2 = self.parts.cgroups.is_v2().then(|| name.clone());
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let entered = blocking(move || {
             let cgroup = Cgroup::open(&cgroups, &path)?;
             // Where no cgroup2 is mounted a command has no cgroup of its own: its first process is all that a timeout
             // can kill.
-            let child = match cgroup.child(&format!("{EXEC_CGROUP}{number}")) {
+            let child = match cgroup.child(&name) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
                 child => Some(child?),
             };
@@ -167,20 +167,29 @@ impl Containers {
             source,
         })?;
         let leash = Leash { cgroup };
-        let request = ExecSpec {
+        let mut request = ExecSpec {
             container_id: id.to_string(),
-            policy,
             tty,
+            ..ExecSpec::default()
         };
-        let fds = ExecFds {
-            cgroup_procs: join.tasks,
+        let mut fds = ExecFds {
             cgroup_dir: join.directory,
             ..fds
         };
-        let running = monitor
-            .exec(request, fds)
-            .await
-            .map_err(ContainerError::monitor("run a command", id))?;
+        let running = match &container.record.runtime {
+            None => {
+                request.policy = self.monitor_policy(&policy)?;
+                fds.cgroup_procs = join.tasks;
+                monitor.exec(request, fds).await
+            }
+            Some(runtime) => {
+                let run = self.external_run(runtime, &container.record)?;
+                let process = self.external_process(&policy)?;
+                request.policy.oom_score_adj = Some(policy.oom_score_adj);
+                monitor.exec_external(run, request, process, in_v2, fds).await
+            }
+        };
+        let running = running.map_err(ContainerError::monitor("run a command", id))?;
         Ok((running, leash))
     }
 }

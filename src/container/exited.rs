@@ -48,7 +48,7 @@ impl Containers {
         let Ok(container) = self.find(id.as_str()) else {
             return;
         };
-        *container.monitor.lock().expect("no panic holds it") = None;
+        container.monitor.take();
         // Also one whose end is recorded: where nobody saw the end, it was taken for granted.
         if let Err(error) = self.kill_all(&container).await {
             tracing::warn!(container_id = %id, %error, "processes of an orphaned container remain");

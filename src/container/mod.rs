@@ -6,6 +6,7 @@ mod error;
 mod exec;
 mod exec_sync;
 mod exited;
+mod external;
 mod list;
 mod log;
 mod mounts;
@@ -17,6 +18,7 @@ pub mod spec;
 mod start;
 mod state;
 mod stop;
+mod unfinished;
 mod update_resources;
 mod volume;
 
@@ -36,8 +38,10 @@ pub use state::State;
 
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::image::{Images, Lease};
 use crate::model::{ContainerId, SandboxId, chain};
+use crate::monitor::Access;
 use crate::monitor::client::Client;
 use crate::operation::Operations;
 use crate::store::{ContainerPhase, ContainerRecord, ContainerStatus, PodRecord, Process, Store, UPPER};
@@ -48,6 +52,8 @@ use crate::sys::cgroup::Hierarchy;
 pub struct Pod {
     pub record: Arc<PodRecord>,
     pub monitor: Client,
+    /// The same, for as long as the pod lives.
+    pub access: Access,
     pub pause: Process,
 }
 
@@ -60,7 +66,7 @@ pub struct Container {
     policy: Option<spec::Policy>,
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
-    monitor: Mutex<Option<Client>>,
+    monitor: Access,
     /// Keeps the image's layers while the container lives. Absent if they were gone when the daemon came back.
     _lease: Option<Lease>,
     inherited: Inherited,
@@ -73,6 +79,8 @@ struct Inherited {
     unfinished: bool,
     /// It was made, but whoever asked for it may not have been told.
     unanswered: AtomicBool,
+    /// It was started, but whoever asked for that may not have been told.
+    start_unanswered: AtomicBool,
 }
 
 impl Container {
@@ -86,10 +94,19 @@ impl Container {
         self.resources.lock().expect("no panic holds it").clone()
     }
 
-    fn monitor(&self) -> Result<Client, ContainerError> {
-        let monitor = self.monitor.lock().expect("no panic holds it").clone();
-        monitor.ok_or_else(|| ContainerError::MonitorGone {
-            container_id: self.record.id.clone(),
+    /// The pod's monitor. One that has not answered since the daemon came back is waited for.
+    async fn monitor(&self) -> Result<Client, ContainerError> {
+        let container_id = || self.record.id.clone();
+        self.monitor.answering().await.ok_or_else(|| {
+            if self.monitor.is_silent() {
+                ContainerError::MonitorSilent {
+                    container_id: container_id(),
+                }
+            } else {
+                ContainerError::MonitorGone {
+                    container_id: container_id(),
+                }
+            }
         })
     }
 
@@ -119,6 +136,7 @@ pub struct Parts {
     pub cgroups: Arc<Hierarchy>,
     pub events: Events,
     pub host: Arc<spec::HostFacts>,
+    pub handlers: Arc<Handlers>,
     pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
@@ -133,6 +151,7 @@ pub struct Containers {
     /// Who holds which name: "sandbox id, name, attempt".
     names: Mutex<HashMap<String, ContainerId>>,
     creating: Operations<Result<ContainerId, Arc<ContainerError>>>,
+    starting: Operations<Result<(), Arc<ContainerError>>>,
 }
 
 impl Containers {
@@ -143,6 +162,7 @@ impl Containers {
             index: RwLock::default(),
             names: Mutex::default(),
             creating: Operations::default(),
+            starting: Operations::default(),
         }
     }
 

@@ -7,34 +7,33 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::exec_sync::{end_execs, exec_cgroups};
-use super::{Container, ContainerError, Containers, Inherited, State, blocking, name_of, now_ns};
+use super::{Container, ContainerError, Containers, Inherited, State, blocking, now_ns};
 use crate::cri;
-use crate::model::{ContainerId, chain};
-use crate::monitor::client::Client;
+use crate::events::Kind;
+use crate::model::ContainerId;
+use crate::monitor::Access;
 use crate::monitor::protocol::{ContainerSnapshot, ContainerState, Snapshot};
-use crate::store::{ContainerPhase, Exit, Process, StoredContainer};
+use crate::store::{ContainerPhase, ContainerRecord, ContainerStatus, Exit, Process, StoredContainer};
 use crate::sys::cgroup::Cgroup;
+use crate::sys::pidfd::{self, Sight};
 
 impl Containers {
-    /// Takes over a container of an earlier daemon. `snapshot` is what its pod's monitor says, if one answers. What
+    /// Takes over a container of an earlier daemon. `snapshot` is what its pod's monitor says, if one answers; if it has
+    /// yet to, what the kernel shows counts until [`Containers::rejoin`]. What
     /// was never answered for is undone, and a removal that was cut short is finished, in the background.
     pub async fn adopt(
         self: &Arc<Self>,
         stored: StoredContainer,
-        monitor: Option<Client>,
+        monitor: &Access,
         snapshot: Option<&Snapshot>,
         same_boot: bool,
     ) {
         let StoredContainer { record, status } = stored;
-        let known = snapshot.and_then(|snapshot| {
-            snapshot
-                .containers
-                .iter()
-                .find(|container| container.container_id == record.id.as_str())
-        });
+        let known = snapshot.and_then(|snapshot| snapshot_of(snapshot, &record));
         let state = match (known, &status.exit) {
             (_, Some(exit)) => exited(status.started_at_ns, exit.clone()),
             (Some(known), None) => told(known, status.started_at_ns),
+            (None, None) if monitor.is_silent() => self.seen(&record, &status),
             (None, None) => {
                 let why = if same_boot {
                     "the pod's monitor was lost"
@@ -63,43 +62,71 @@ impl Containers {
         let inherited = Inherited {
             unfinished: matches!(status.phase, ContainerPhase::Creating | ContainerPhase::Removing),
             unanswered: (status.phase == ContainerPhase::Created).into(),
+            start_unanswered: (status.phase != ContainerPhase::Exited).into(),
         };
         let container = Arc::new(Container {
             inherited,
             state: watch::Sender::new(state),
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
             policy,
-            monitor: Mutex::new(monitor),
+            monitor: monitor.clone(),
             _lease: self.parts.images.hold(&record.image_id),
             record,
         });
-        self.end_execs(&container, snapshot).await;
-        let record = &container.record;
-        let name = name_of(&record.sandbox_id, &record.metadata());
-        self.names
-            .lock()
-            .expect("no panic holds it")
-            .insert(name, record.id.clone());
-        self.index
-            .write()
-            .expect("no panic holds it")
-            .insert(record.id.clone(), container.clone());
+        if !monitor.is_silent() {
+            self.end_execs(&container, snapshot).await;
+        }
+        self.take_in(&container);
         match status.phase {
-            ContainerPhase::Creating | ContainerPhase::Removing => {
-                let this = self.clone();
-                tokio::spawn(async move {
-                    if let Err(error) = this.remove_found(&container).await {
-                        let id = &container.record.id;
-                        tracing::warn!(container_id = %id, error = %chain(&error), "unfinished container remains");
-                    }
-                });
-            }
+            ContainerPhase::Creating | ContainerPhase::Removing => self.finish_removal(container),
             ContainerPhase::Created | ContainerPhase::Running => {
                 if container.state().exit().is_some() {
                     self.record_status(&container, ContainerPhase::Exited).await;
                 }
             }
             ContainerPhase::Exited => {}
+        }
+    }
+
+    /// What the kernel shows of a container whose monitor is silent.
+    fn seen(&self, record: &ContainerRecord, status: &ContainerStatus) -> State {
+        let unseen = || Exit::unknown("the daemon died before it ran", now_ns());
+        let exit = match status.process {
+            None => Some(unseen()),
+            Some(process) => self.recorded_exit(record).or_else(|| exit_by_sight(process)),
+        };
+        match (exit, status.process) {
+            (None, Some(process)) if status.started_at_ns > 0 => State::Running {
+                process,
+                started_at_ns: status.started_at_ns,
+            },
+            (None, Some(process)) => State::Created { process },
+            (exit, _) => exited(status.started_at_ns, exit.unwrap_or_else(unseen)),
+        }
+    }
+
+    /// Takes in what a monitor says that was silent until now.
+    pub async fn rejoin(&self, container: &Container, snapshot: &Snapshot) {
+        let record = &container.record;
+        self.end_execs(container, Some(snapshot)).await;
+        let now = container.state();
+        let state = match snapshot_of(snapshot, record) {
+            Some(known) => told(known, now.started_at_ns().unwrap_or(0)),
+            None => {
+                let exit = self.recorded_exit(record);
+                let exit = exit.unwrap_or_else(|| Exit::unknown("the pod's monitor does not know it", now_ns()));
+                exited(now.started_at_ns().unwrap_or(0), exit)
+            }
+        };
+        match (now, state) {
+            (_, State::Exited { exit, .. }) => self.exited(&record.id, exit).await,
+            (State::Created { .. }, State::Running { started_at_ns, .. }) => {
+                // An end that was seen meanwhile stays.
+                container.state.send_modify(|state| drop(state.started(started_at_ns)));
+                self.record_status(container, ContainerPhase::Running).await;
+                self.tell(Kind::Started, record);
+            }
+            _ => {}
         }
     }
 
@@ -139,6 +166,32 @@ impl Containers {
         let waits = container.record.config == *config && matches!(container.state(), State::Created { .. });
         let is_first = waits && container.inherited.unanswered.swap(false, Ordering::Relaxed);
         Ok(is_first.then(|| container.record.id.clone()))
+    }
+}
+
+fn snapshot_of<'a>(snapshot: &'a Snapshot, record: &ContainerRecord) -> Option<&'a ContainerSnapshot> {
+    let mut containers = snapshot.containers.iter();
+    containers.find(|container| container.container_id == record.id.as_str())
+}
+
+/// How a process ended, as the kernel shows it; none while it lives.
+pub(super) fn exit_by_sight(process: Process) -> Option<Exit> {
+    match pidfd::look(process.pid, process.start_time) {
+        Sight::Lives => None,
+        Sight::Ended(status) => Some(Exit {
+            code: match status & 0x7f {
+                0 => (status >> 8) & 0xff,
+                signal => 128 + signal,
+            },
+            finished_at_ns: now_ns(),
+            oom_killed: false,
+            reason: String::new(),
+            message: "its end was seen while the pod's monitor did not answer".to_owned(),
+        }),
+        Sight::Gone => Some(Exit::unknown(
+            "it ended while the pod's monitor did not answer",
+            now_ns(),
+        )),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Container, ContainerError, Containers, blocking, name_of};
 use crate::events::Kind;
 use crate::fault;
+use crate::model::chain;
 use crate::store::ContainerPhase;
 use crate::sys::cgroup::Cgroup;
 
@@ -23,15 +24,24 @@ impl Containers {
     pub async fn remove_found(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
         let record = &container.record;
         self.stop_found(container, Duration::ZERO).await?;
+        if container.inherited.unfinished {
+            // What its state is taken for says nothing about its processes.
+            self.kill_all(container).await?;
+        }
         fault::point("container remove: stopped").await?;
         self.record_status(container, ContainerPhase::Removing).await;
         fault::point("container remove: recorded").await?;
-        if let Ok(monitor) = container.monitor()
+        if let Some(monitor) = container.monitor.client()
             && let Err(error) = monitor.forget(&record.id).await
         {
             tracing::debug!(container_id = %record.id, %error, "not forgotten by the monitor");
         }
         fault::point("container remove: forgotten").await?;
+        // Its processes are gone, and what it has on disk goes in any case: only what its hooks would do may be missed.
+        if let Err(error) = self.delete_external(record).await {
+            tracing::warn!(container_id = %record.id, error = %chain(&error), "not deleted by its runtime");
+        }
+        fault::point("container remove: deleted by its runtime").await?;
         self.remove_cgroup(&record.cgroup).await?;
         fault::point("container remove: cgroup removed").await?;
         let store = self.parts.store.clone();
@@ -74,6 +84,7 @@ impl Containers {
         }
         let name = name_of(&record.sandbox_id, &record.metadata());
         self.creating.forget(&name);
+        self.starting.forget(record.id.as_str());
         let mut names = self.names.lock().expect("no panic holds it");
         if names.get(&name) == Some(&record.id) {
             names.remove(&name);

@@ -22,7 +22,8 @@ impl Containers {
         };
         let file = blocking(move || log::open(&path)).await?;
         container
-            .monitor()?
+            .monitor()
+            .await?
             .reopen_log(id, file)
             .await
             .map_err(ContainerError::monitor("reopen the log", id))

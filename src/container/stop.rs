@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::recover::exit_by_sight;
 use super::{Container, ContainerError, Containers, State, blocking};
 use crate::fault;
+use crate::model::chain;
 use crate::sys::cgroup::Cgroup;
+use crate::sys::pidfd;
 
 /// How long the end of a killed container may take to be seen: a process in uninterruptible sleep ends when the
 /// kernel lets it, and the caller asks again.
@@ -36,7 +39,7 @@ impl Containers {
             State::Running { .. } => {
                 let id = &container.record.id;
                 let signal = container.record.stop_signal;
-                if let Err(error) = container.monitor()?.signal(id, signal).await {
+                if let Err(error) = signal_first(container, signal).await {
                     tracing::debug!(container_id = %id, signal, %error, "stop signal not delivered");
                 }
                 fault::point("container stop: signalled").await?;
@@ -54,6 +57,9 @@ impl Containers {
         }
         self.kill_all(container).await?;
         fault::point("container stop: killed").await?;
+        if container.monitor.is_silent() {
+            self.end_by_sight(container).await;
+        }
         let ended = end.wait_for(|state| state.exit().is_some());
         match tokio::time::timeout(KILL_DEADLINE, ended).await {
             Ok(_) => Ok(()),
@@ -63,11 +69,25 @@ impl Containers {
         }
     }
 
+    /// Nobody tells the end of a container whose monitor is stopped: what the kernel shows of it counts.
+    async fn end_by_sight(&self, container: &Container) {
+        let Some(process) = container.state().process() else {
+            return;
+        };
+        let deadline = Instant::now() + KILL_DEADLINE;
+        while Instant::now() < deadline && container.monitor.is_silent() {
+            if let Some(exit) = exit_by_sight(process) {
+                return self.exited(&container.record.id, exit).await;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Kills every process of the container: with a shared pid namespace nothing else ends with the first one.
     pub(super) async fn kill_all(&self, container: &Container) -> Result<(), ContainerError> {
         let id = &container.record.id;
         // The monitor must know who killed it, or the end looks like one by the kernel's OOM killer.
-        if let Ok(monitor) = container.monitor()
+        if let Some(monitor) = container.monitor.client()
             && let Err(error) = monitor.announce_kill(id).await
         {
             tracing::debug!(container_id = %id, %error, "kill not announced");
@@ -87,5 +107,24 @@ impl Containers {
                 source,
             }),
         }
+    }
+}
+
+/// Signals the container's first process: by the monitor, or without one that does not answer.
+async fn signal_first(container: &Container, signal: i32) -> Result<(), String> {
+    match (container.monitor.client(), container.state().process()) {
+        (Some(monitor), _) => {
+            let signalled = monitor.signal(&container.record.id, signal).await;
+            signalled.map_err(|error| chain(&error))
+        }
+        (None, Some(process)) => {
+            let opened = pidfd::open(process.pid).map_err(|error| error.to_string())?;
+            // Looked at after it was opened: the descriptor is of the process that is seen now, or of none.
+            match pidfd::look(process.pid, process.start_time) {
+                pidfd::Sight::Lives => pidfd::signal(opened, signal).map_err(|error| error.to_string()),
+                pidfd::Sight::Ended(_) | pidfd::Sight::Gone => Err("it has ended".to_owned()),
+            }
+        }
+        (None, None) => Err("it has ended".to_owned()),
     }
 }

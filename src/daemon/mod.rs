@@ -8,12 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::api::Rooms;
+use crate::api::{Rooms, portray_events};
 use crate::config::{CgroupDriver, Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
 use crate::container::{self, Containers};
 use crate::events::Events;
+use crate::handler::Handlers;
 use crate::image::{ImageConfig, ImageError, Images};
 use crate::monitor::Launcher;
 use crate::monitor::client::MonitorError;
@@ -73,7 +74,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let rooms = open(&config).await?;
     let listener = serve::listen(&config.socket)?;
     tracing::info!(socket = %config.socket.display(), ms = started.elapsed().as_millis() as u64, "serving the CRI");
+    let sandboxes = rooms.sandboxes.clone();
     serve::serve(rooms, listener).await?;
+    sandboxes.settle_networks().await;
     tracing::info!("going down; containers run on");
     Ok(())
 }
@@ -83,12 +86,17 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let host = |what| move |source| DaemonError::Host { what, source };
     let store = Store::open(&config.root, &config.run)?;
     let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
+    let boot_id = boot_id.trim().to_owned();
     let mut image_config = ImageConfig::new(config.root.join("images"));
+    image_config.boot_id = boot_id.clone();
     image_config.pinned = config.pinned.clone();
     image_config.registry.hosts_dirs = config.registry_config_dirs.clone();
     let images = Images::open(image_config).await.map_err(DaemonError::Images)?;
     let networks = Networks::open(network_config(config)).map_err(DaemonError::Network)?;
     let cgroups = Hierarchy::detect().map_err(host("find the cgroup hierarchies"))?;
+    let beside_v1 = cgroups.cgroup2().filter(|_| !cgroups.is_v2());
+    let handlers = Arc::new(Handlers::open(config.runtimes.clone(), beside_v1).await);
     let events = Events::default();
     let mut facts = HostFacts::detect().map_err(host("look at the host"))?;
     if let Some(apparmor) = &mut facts.apparmor {
@@ -102,13 +110,13 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         cgroups: cgroups.clone(),
         events: events.clone(),
         host: facts.clone(),
+        handlers: handlers.clone(),
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
     }));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
     let sandboxes = Sandboxes::new(sandbox::Parts {
         store,
         launcher,
@@ -120,13 +128,17 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         netns_dir,
         cgroup_driver: cgroup_driver(config, &cgroups)?,
         cgroup_parent: config.cgroup_parent.clone(),
-        boot_id: boot_id.trim().to_owned(),
-        runtime_handlers: vec![String::new()],
+        boot_id,
+        handlers: handlers.clone(),
     });
     sandboxes.recover().await.map_err(DaemonError::Recover)?;
-    let streaming = Arc::new(Server::listen(config.streaming).await.map_err(DaemonError::Streaming)?);
+    let streaming = Arc::new(
+        Server::listen(&config.streaming)
+            .await
+            .map_err(DaemonError::Streaming)?,
+    );
     images.settle().await.map_err(DaemonError::Images)?;
-    Ok(Rooms {
+    let rooms = Rooms {
         sandboxes,
         containers,
         images,
@@ -134,8 +146,11 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         streaming,
         stats: Collector::new(&config.root.join("images")),
         cgroups,
+        handlers,
         settings: settings(config).into(),
-    })
+    };
+    portray_events(&rooms);
+    Ok(rooms)
 }
 
 /// The driver as configured, if this machine can have it.
@@ -174,6 +189,7 @@ fn network_config(config: &Config) -> NetworkConfig {
     // each frees its addresses by the plans of its pods alone.
     network.cni_gc = config.instance.is_empty();
     network.embedded.instance = config.instance.clone();
+    network.embedded.idle = config.network_idle;
     network.embedded.bridge = Some(config.bridge.clone());
     network
 }
@@ -203,6 +219,9 @@ fn settings(config: &Config) -> String {
         "cniBinDirs": config.cni_bin_dirs,
         "bridge": config.bridge,
         "logLineMaxBytes": config.log_line_max_bytes,
+        "streamingAddress": config.streaming.address,
+        "streamingTls": config.streaming.tls.is_some(),
+        "runtimes": config.runtimes,
     })
     .to_string()
 }

@@ -34,6 +34,8 @@ pub struct ImageConfig {
     pub dir: PathBuf,
     /// Globs (`*`, `?`) over normalised tags and digests: images that the kubelet must not collect.
     pub pinned: Vec<String>,
+    /// The machine's boot id: layers of a pull that never ended do not outlive a boot.
+    pub boot_id: String,
     /// What a layer may cost at most.
     pub limits: Limits,
     /// How long layers of a pull that never ended are kept for its retry.
@@ -50,6 +52,7 @@ impl ImageConfig {
         Self {
             dir: dir.into(),
             pinned: Vec::new(),
+            boot_id: String::new(),
             limits: Limits::default(),
             orphan_grace: Duration::from_secs(600),
             registry: RegistryConfig::default(),

@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::link::{self, Link, Load};
 use super::protocol::{
-    Answer, Call, ContainerRef, Empty, Exec, Exit, FailureKind, Process, Resize, Role, SOCKET, Signal, SignalExec,
-    Snapshot,
+    Answer, Call, ContainerRef, Empty, Exec, Exit, ExternalExec, FailureKind, Process, Resize, Role, SOCKET, Signal,
+    SignalExec, Snapshot, StartContainer,
 };
 use crate::model::ContainerId;
 
+pub use super::external_client::ExternalRun;
 pub use super::protocol::{
     ContainerSnapshot, ContainerState, CreateContainer as ContainerSpec, CreateSandbox as SandboxSpec, ExecSnapshot,
     IdMapping, LateMount, Limit, Policy,
@@ -26,6 +27,9 @@ pub use super::protocol::{
 
 /// How long the monitor may take for what it does at once.
 pub(super) const QUICK: Duration = Duration::from_secs(30);
+
+/// How long until a monitor that too many wait for is tried again.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long making or starting a process may take.
 const SLOW: Duration = Duration::from_secs(110);
@@ -179,6 +183,16 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// Connects to the monitor that listens in `run_dir`, and learns what it knows.
     pub async fn connect(run_dir: &Path) -> Result<(Client, Snapshot, Events), MonitorError> {
+        let greeting = Self::connect_patiently(run_dir);
+        let greeted = tokio::time::timeout(QUICK, greeting).await;
+        greeted.unwrap_or(Err(MonitorError::Timeout {
+            op: "greet",
+            deadline: QUICK,
+        }))
+    }
+
+    /// As [`Client::connect`], waiting as long as there is a monitor: one that is stopped answers when it goes on.
+    pub async fn connect_patiently(run_dir: &Path) -> Result<(Client, Snapshot, Events), MonitorError> {
         let path = run_dir.join(SOCKET);
         let failed = |source| MonitorError::Io {
             op: "connect to",
@@ -188,7 +202,15 @@ impl Client {
         // The path may be longer than a socket's address; through the directory's descriptor it never is.
         let directory = std::fs::File::open(run_dir).map_err(failed)?;
         let short = format!("/proc/self/fd/{}/{SOCKET}", std::os::fd::AsRawFd::as_raw_fd(&directory));
-        let socket = StdUnixStream::connect(short).map_err(failed)?;
+        let socket = loop {
+            match connect_now(&short) {
+                // So many wait for it already that the kernel takes no more.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(FULL_QUEUE_PAUSE).await;
+                }
+                connected => break connected.map_err(failed)?,
+            }
+        };
         let (link, snapshot, events) = link::greet(socket).await?;
         Ok((Client(link), snapshot, events))
     }
@@ -211,7 +233,15 @@ impl Client {
 
     /// Makes a container; its process waits for [`Client::start`].
     pub async fn create_container(&self, spec: ContainerSpec, fds: ContainerFds) -> Result<Process, MonitorError> {
-        let mut load = Load::default();
+        self.create(spec, fds, Load::default()).await
+    }
+
+    pub(super) async fn create(
+        &self,
+        spec: ContainerSpec,
+        fds: ContainerFds,
+        mut load: Load,
+    ) -> Result<Process, MonitorError> {
         load.add(Role::Rootfs, [fds.rootfs]);
         load.add(Role::Mount, fds.mounts);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
@@ -236,21 +266,32 @@ impl Client {
     /// Executes the container's program. A program that cannot be executed is [`FailureKind::ProgramNotFound`] or
     /// [`FailureKind::ProgramDenied`], and the container exits with 127 or 126.
     pub async fn start(&self, container_id: &ContainerId) -> Result<(), MonitorError> {
-        self.done(
-            "start the container",
-            SLOW,
-            Call::Start(reference(container_id)),
-            Load::default(),
-        )
-        .await
+        let call = StartContainer {
+            container_id: container_id.to_string(),
+            runtime: None,
+        };
+        self.start_with(call, Load::default()).await
+    }
+
+    pub(super) async fn start_with(&self, call: StartContainer, load: Load) -> Result<(), MonitorError> {
+        self.done("start the container", SLOW, Call::Start(call), load).await
     }
 
     /// Starts a process in a running container.
     pub async fn exec(&self, spec: ExecSpec, fds: ExecFds) -> Result<RunningExec, MonitorError> {
+        self.exec_with(spec, fds, None, Load::default()).await
+    }
+
+    pub(super) async fn exec_with(
+        &self,
+        spec: ExecSpec,
+        fds: ExecFds,
+        external: Option<ExternalExec>,
+        mut load: Load,
+    ) -> Result<RunningExec, MonitorError> {
         let exec_id = self.0.new_id();
         // Before it is asked for: it may be over before its start is known.
         let exit = self.0.expect_exec(exec_id)?;
-        let mut load = Load::default();
         load.add(Role::Stdin, fds.stdin);
         load.add(Role::Stdout, fds.stdout);
         load.add(Role::Stderr, fds.stderr);
@@ -261,6 +302,7 @@ impl Client {
             policy: Some(spec.policy),
             tty: spec.tty,
             exec_id,
+            external,
         };
         match self.process("execute in the container", Call::Exec(call), load).await {
             Ok((process, terminal)) => Ok(RunningExec {
@@ -403,6 +445,15 @@ impl Client {
             _ => Err(MonitorError::Nonsense { op }),
         }
     }
+}
+
+/// Connects without waiting for anybody.
+fn connect_now(path: &str) -> io::Result<StdUnixStream> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
 }
 
 fn reference(container_id: &ContainerId) -> ContainerRef {

@@ -13,6 +13,7 @@ use super::connection::ReplyTo;
 use super::oom;
 use super::protocol::{
     Answer, ContainerSnapshot, ContainerState, EXITS, Empty, Exit, Failure, FailureKind, Process, Resize, Role, Signal,
+    StartContainer,
 };
 use super::server::Monitor;
 use super::stdio::{Output, STDERR, STDOUT};
@@ -33,6 +34,8 @@ pub struct Container {
     pub key: u32,
     pub id: String,
     pub state: State,
+    /// Made by an external runtime, which also starts it.
+    pub external: bool,
     /// Absent while `Making`.
     pub process: Option<Process>,
     pub pidfd: Option<OwnedFd>,
@@ -85,7 +88,11 @@ impl Monitor {
     }
 
     /// Gives a created container the word. It is answered when its program executes.
-    pub fn start(&mut self, id: &str, reply: ReplyTo) -> Outcome {
+    pub fn start(&mut self, call: StartContainer, sent: Sent, reply: ReplyTo) -> Outcome {
+        let id = call.container_id.as_str();
+        if let Some(runtime) = call.runtime {
+            return self.start_external(id, runtime, sent, reply);
+        }
         let container = self.container(id)?;
         match std::mem::replace(&mut container.state, State::Running) {
             State::Created(mut birth) => {

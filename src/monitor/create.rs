@@ -9,6 +9,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::birth::{self, Birth, Outfit, Progress, Sent, failure, namespaces_of, policy};
 use super::connection::ReplyTo;
 use super::container::{Container, Outcome, State};
+use super::external;
 use super::log::Log;
 use super::oom;
 use super::protocol::{Answer, CreateContainer, Empty, FailureKind, LateMount, Role};
@@ -16,6 +17,7 @@ use super::sandbox::Sandbox;
 use super::server::Monitor;
 use super::stdio::Output;
 use crate::model;
+use crate::oci::external::Runtime;
 use crate::oci::{self, Creation, Namespace, Stdio, youki};
 use crate::sys::process::{self, Forked};
 
@@ -99,6 +101,9 @@ impl Monitor {
             oom_score_adj: call_policy.oom_score_adj,
             limits: birth::limits(&call_policy.limits),
         };
+        let runtime = call.runtime.map(|asked| external::runtime(asked, &mut sent));
+        let runtime = runtime.transpose()?;
+        let external = runtime.is_some();
         let creation = Creation {
             spec: call.spec,
             rootfs,
@@ -109,10 +114,10 @@ impl Monitor {
             policy: policy(call_policy),
         };
         let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
-            Forked::Child => make(outfit, creation),
+            Forked::Child => make(outfit, creation, runtime, &id),
             Forked::Parent(maker) => maker,
         };
-        drop((outfit, creation));
+        drop((outfit, creation, runtime));
 
         let key = self.new_key();
         let log = Log::new(sent.one(Role::Log), call.log_line_limit);
@@ -123,6 +128,7 @@ impl Monitor {
             key,
             id,
             state: State::Making(Birth::new(ours, maker, reply)),
+            external,
             process: None,
             pidfd: None,
             output,
@@ -165,22 +171,35 @@ fn late(mount: LateMount) -> (usize, PathBuf) {
     )
 }
 
-fn make(outfit: Outfit, creation: Creation) -> ! {
+fn make(outfit: Outfit, creation: Creation, runtime: Option<Runtime>, id: &str) -> ! {
     let mut keep = numbers(&creation.stdio, &creation.namespaces);
     keep.push(creation.rootfs.as_raw_fd());
     keep.extend(creation.mounts.iter().map(AsRawFd::as_raw_fd));
+    keep.extend(runtime.iter().map(Runtime::descriptor));
     let line = outfit.put_on(&keep);
-    youki::report(youki::create(creation, line.clone()), &line)
+    let made = match runtime {
+        Some(runtime) => runtime.create(id, creation),
+        None => youki::create(creation, line.clone()),
+    };
+    youki::report(made, &line)
 }
 
 impl Monitor {
     /// The birth of container number `at` has news.
     pub fn container_born(&mut self, at: usize) {
         let container = &mut self.containers[at];
+        let is_made = !matches!(container.state, State::Making(_));
+        let external = container.external;
         let Some(birth) = container.birth() else { return };
         match birth.hear() {
             Progress::Nothing => {}
+            // An external runtime says so of what it has started; what comes of that is said next.
+            Progress::Made if is_made => self.container_born(at),
             Progress::Made => {
+                if external {
+                    // Who ran the runtime has done its part. The end of its line is no news.
+                    self.wire.ignore(&birth.line);
+                }
                 let Some(process) = birth.process else { return };
                 let (reply, terminal) = (birth.reply.take(), birth.terminal.take());
                 let pidfd = crate::sys::pidfd::open(process.pid);
@@ -215,7 +234,12 @@ impl Monitor {
         self.wire.ignore(&birth.line);
         let reply = birth.reply.take();
         let answer = match progress {
-            Progress::Failed(failure) => Answer::Failure(failure),
+            Progress::Failed(failure) => {
+                if container.external && matches!(container.state, State::Starting(_)) {
+                    container.give_up();
+                }
+                Answer::Failure(failure)
+            }
             _ => {
                 container.state = State::Running;
                 Answer::Done(Empty {})

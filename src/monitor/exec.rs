@@ -37,9 +37,8 @@ impl Running {
 
 impl Monitor {
     /// Starts a process. It is answered when its program executes.
-    pub fn exec(&mut self, call: Exec, mut sent: Sent, reply: ReplyTo) -> Outcome {
+    pub fn exec(&mut self, mut call: Exec, mut sent: Sent, reply: ReplyTo) -> Outcome {
         let failed = |e: io::Error| failure(FailureKind::Failed, format!("start a process: {e}"));
-        let call_policy = call.policy.ok_or_else(|| failure(FailureKind::Invalid, "no policy"))?;
         if self.execs.iter().any(|exec| exec.exec_id == call.exec_id) {
             return Err(failure(
                 FailureKind::Exists,
@@ -53,6 +52,10 @@ impl Monitor {
                 format!("container {} is not running", call.container_id),
             ));
         };
+        if let Some(external) = call.external.take() {
+            return self.exec_external(call, external, sent, reply);
+        }
+        let call_policy = call.policy.ok_or_else(|| failure(FailureKind::Invalid, "no policy"))?;
         // The container's process is not reaped yet, so its pid is its own.
         let mut kinds = vec![
             Namespace::Pid,
@@ -96,13 +99,19 @@ impl Monitor {
         };
         drop((outfit, joining));
 
+        self.expect_exec(call.exec_id, call.container_id, Birth::new(ours, maker, reply))
+            .map_err(failed)
+    }
+
+    /// Listens to the birth of an exec.
+    pub fn expect_exec(&mut self, exec_id: u64, container_id: String, birth: Birth) -> io::Result<()> {
         let key = self.new_key();
-        self.wire.listen_to_birth(&ours, key).map_err(failed)?;
+        self.wire.listen_to_birth(&birth.line, key)?;
         self.execs.push(Running {
             key,
-            exec_id: call.exec_id,
-            container_id: call.container_id,
-            birth: Some(Birth::new(ours, maker, reply)),
+            exec_id,
+            container_id,
+            birth: Some(birth),
             process: None,
             pidfd: None,
         });

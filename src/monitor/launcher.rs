@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use super::client::{Client, Events, MonitorError};
+use super::client::{Client, Events, MonitorError, QUICK};
 use super::link;
 use crate::model::SandboxId;
 use crate::sys::memfd;
@@ -67,7 +67,11 @@ impl Launcher {
         drop(command);
         // Nobody needs its exit code, but it must not stay a zombie.
         tokio::spawn(async move { child.wait().await });
-        let (client, _, events) = link::greet(ours).await?;
+        let greeted = tokio::time::timeout(QUICK, link::greet(ours)).await;
+        let (client, _, events) = greeted.unwrap_or(Err(MonitorError::Timeout {
+            op: "greet",
+            deadline: QUICK,
+        }))?;
         Ok((client.into(), events))
     }
 }

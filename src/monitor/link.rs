@@ -13,7 +13,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use super::client::{Event, Events, MonitorError, QUICK};
+use super::client::{Event, Events, MonitorError};
 use super::frame::{Incoming, MAX_DESCRIPTORS, MAX_MESSAGE, Outgoing};
 use super::protocol::{Answer, Call, Exit, Failure, FromMonitor, Hello, Request, Role, Saying, Snapshot, VERSION};
 use crate::model::ContainerId;
@@ -40,7 +40,7 @@ impl Link {
     }
 }
 
-/// Talks to the monitor at the other end of `socket` for the first time.
+/// Talks to the monitor at the other end of `socket` for the first time, however long it takes to answer.
 pub async fn greet(socket: StdUnixStream) -> Result<(Arc<Link>, Snapshot, Events), MonitorError> {
     let lost = |_| MonitorError::Lost;
     socket.set_nonblocking(true).map_err(lost)?;
@@ -65,12 +65,7 @@ pub async fn greet(socket: StdUnixStream) -> Result<(Arc<Link>, Snapshot, Events
             _ => Err(MonitorError::Nonsense { op: "greet" }),
         }
     };
-    let snapshot = tokio::time::timeout(QUICK, exchange)
-        .await
-        .map_err(|_| MonitorError::Timeout {
-            op: "greet",
-            deadline: QUICK,
-        })??;
+    let snapshot = exchange.await?;
 
     let (send, requests) = mpsc::unbounded_channel();
     let (tell, events) = mpsc::unbounded_channel();

@@ -4,10 +4,11 @@
 //! no tokio. It outlives the daemon and upgrades of it. libcontainer only ever runs in children that it forks.
 //!
 //! - [`protocol`], [`frame`]: what daemon and monitor say to each other, and how it travels. `record`: an exit on disk.
-//! - [`client`], [`launcher`], `link`: the daemon's side.
+//! - [`client`], `external_client`, [`launcher`], `link`: the daemon's side.
 //! - `server`: the loop; `connection`: the daemon as the monitor sees it.
 //! - `sandbox`: makes pause and its namespaces. `room`: the monitor's own, nearly empty mount namespace.
 //! - `container`, `create`, `exec`: containers and what is started in them. `birth`: a process until its program executes.
+//! - `external`: containers of external OCI runtimes, in children that run those.
 //! - `reaper`: the end of each process: record first, event then. `oom`: was it memory?
 //! - `stdio`, `log`, `attach`: what the processes write.
 
@@ -16,7 +17,11 @@ pub mod protocol;
 mod record;
 
 #[cfg(feature = "daemon")]
+mod access;
+#[cfg(feature = "daemon")]
 pub mod client;
+#[cfg(feature = "daemon")]
+mod external_client;
 #[cfg(feature = "daemon")]
 pub mod launcher;
 #[cfg(feature = "daemon")]
@@ -35,6 +40,8 @@ mod create;
 #[cfg(feature = "monitor")]
 mod exec;
 #[cfg(feature = "monitor")]
+mod external;
+#[cfg(feature = "monitor")]
 mod log;
 #[cfg(feature = "monitor")]
 mod oom;
@@ -49,6 +56,8 @@ pub mod server;
 #[cfg(feature = "monitor")]
 mod stdio;
 
+#[cfg(feature = "daemon")]
+pub use access::Access;
 #[cfg(feature = "daemon")]
 pub use client::{Client, MonitorError};
 #[cfg(feature = "daemon")]

@@ -43,6 +43,8 @@ pub enum Role {
     Stderr = 14,
     /// The directory of a cgroup2 cgroup to be born in.
     CgroupDirectory = 16,
+    /// The mount namespace that an external runtime's own is a copy of: the daemon's.
+    HostMounts = 30,
 }
 
 /// From the daemon. Descriptors ride with the frame, in the order of `roles`.
@@ -70,7 +72,7 @@ pub enum Call {
     CreateContainer(CreateContainer),
     /// Answered when the program is executing, or by why it is not.
     #[prost(message, tag = "13")]
-    Start(ContainerRef),
+    Start(StartContainer),
     /// Answered by the process when the program is executing, or by why it is not.
     #[prost(message, tag = "14")]
     Exec(Exec),
@@ -114,6 +116,33 @@ pub struct Hello {
 pub struct ContainerRef {
     #[prost(string, tag = "1")]
     pub container_id: String,
+}
+
+/// With a `runtime`, descriptor `HostMounts`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StartContainer {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// Of a container that an external runtime made.
+    #[prost(message, optional, tag = "20")]
+    pub runtime: Option<Runtime>,
+}
+
+/// An external OCI runtime: how it is run for one container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Runtime {
+    /// Absolute.
+    #[prost(bytes = "vec", tag = "1")]
+    pub program: Vec<u8>,
+    /// What comes before the command.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub options: Vec<Vec<u8>>,
+    /// The bundle, absolute: a directory that holds an empty directory `stage`.
+    #[prost(bytes = "vec", tag = "3")]
+    pub bundle: Vec<u8>,
+    /// Mount points that the runtime must not see.
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub hidden: Vec<Vec<u8>>,
 }
 
 /// A range of user or group ids (user_namespaces(7)).
@@ -215,12 +244,13 @@ pub struct Policy {
 }
 
 /// Descriptors: `Rootfs`, `Mount`s in order, `CgroupProcs`, `Log` (else the output is thrown away), `OomEvents`,
-/// `Namespace*`.
+/// `Namespace*`; with a `runtime` also `HostMounts`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateContainer {
     #[prost(string, tag = "1")]
     pub container_id: String,
-    /// The OCI runtime spec as JSON. Its `process` is ignored: `policy` says it all.
+    /// The OCI runtime spec as JSON. Its `process` is ignored: `policy` says it all. For an external runtime it is the
+    /// whole bundle's, and `policy` is ignored but for the pipes' owner.
     #[prost(bytes = "vec", tag = "2")]
     pub spec: Vec<u8>,
     #[prost(message, optional, tag = "3")]
@@ -236,6 +266,9 @@ pub struct CreateContainer {
     /// Mounts that are not in the spec: attached in order when libcontainer has done its part.
     #[prost(message, repeated, tag = "7")]
     pub late_mounts: Vec<LateMount>,
+    /// The external runtime that makes it; else libcontainer does.
+    #[prost(message, optional, tag = "20")]
+    pub runtime: Option<Runtime>,
 }
 
 /// A mount that must not be there yet when libcontainer makes its devices.
@@ -262,6 +295,21 @@ pub struct Exec {
     /// Names this process in `SignalExec`, `ExecExited` and the snapshot; unique for the monitor's life.
     #[prost(uint64, tag = "4")]
     pub exec_id: u64,
+    /// In a container that an external runtime made; then also descriptor `HostMounts`.
+    #[prost(message, optional, tag = "20")]
+    pub external: Option<ExternalExec>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExternalExec {
+    #[prost(message, required, tag = "1")]
+    pub runtime: Runtime,
+    /// The process of the OCI runtime spec as JSON.
+    #[prost(bytes = "vec", tag = "2")]
+    pub process: Vec<u8>,
+    /// On cgroup v2: the cgroup, below the container's, that the runtime moves it to.
+    #[prost(string, optional, tag = "3")]
+    pub cgroup: Option<String>,
 }
 
 /// To a container's first process.

@@ -415,7 +415,7 @@ impl Monitor {
             }
             Call::CreateSandbox(call) => return self.create_sandbox(call, sent, reply),
             Call::CreateContainer(call) => return self.create_container(call, sent, reply),
-            Call::Start(call) => return self.start(&call.container_id, reply),
+            Call::Start(call) => return self.start(call, sent, reply),
             Call::Exec(call) => return self.exec(call, sent, reply),
             Call::Signal(call) => self.signal(&call)?,
             Call::SignalExec(call) => self.signal_exec(&call)?,

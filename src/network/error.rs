@@ -26,6 +26,9 @@ pub enum NetworkError {
     /// Every address of the pod network is taken.
     #[error("no address is free in {subnet}")]
     Exhausted { subnet: String },
+    /// What the kubelet calls this node's pod CIDR is none.
+    #[error("pod CIDR {text:?}: {why}")]
+    PodCidr { text: String, why: String },
     /// Every candidate for the pod network overlaps a route of the host.
     #[error("no network is free for pods: {tried} overlap routes of this host")]
     NoSubnet { tried: String },

@@ -5,12 +5,14 @@
 //! neither a configuration that changed nor a crash between two steps loses an address.
 
 mod attachment;
+mod bandwidth;
 mod cni;
 mod config;
 pub mod embedded;
 mod error;
 pub mod netns;
 mod networks;
+mod pod_cidrs;
 
 pub use attachment::{Attached, Attachment, Dns, Plan, PortMapping, Protocol};
 pub use config::{Mode, NetworkConfig};

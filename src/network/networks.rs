@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::attachment::Backend;
 use super::cni::{Cni, Discovery, Found};
 use super::embedded::{Embedded, Subnet};
+use super::pod_cidrs::{self, PodCidrFile};
 use super::{Attached, Attachment, Mode, NetworkConfig, NetworkError, Plan, PodNetwork};
 
 /// Both networks of an instance.
@@ -13,6 +14,9 @@ pub struct Networks {
     cni: Cni,
     embedded: Embedded,
     pod_cidrs: Mutex<Vec<Subnet>>,
+    pod_cidr_file: PodCidrFile,
+    /// Held while the pod CIDRs change, so that file and memory agree.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// Whether new pods can be connected, for CRI's `NetworkReady` condition.
@@ -38,11 +42,16 @@ impl Networks {
     /// Reads the records of the instance; the host's network is not touched before the first pod.
     /// The network namespace of the caller's thread is the host's side of every pod.
     pub fn open(config: NetworkConfig) -> Result<Arc<Self>, NetworkError> {
+        let dir = config.run.join("network");
+        let pod_cidr_file = PodCidrFile::new(&dir);
+        let pod_cidrs = pod_cidr_file.read()?;
         Ok(Arc::new(Self {
             mode: config.mode,
             cni: Cni::new(&config),
-            embedded: Embedded::open(&config.run.join("network"), &config.embedded)?,
-            pod_cidrs: Mutex::default(),
+            embedded: Embedded::open(&dir, &config.embedded, pod_cidrs.clone())?,
+            pod_cidrs: Mutex::new(pod_cidrs),
+            pod_cidr_file,
+            changing: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -103,9 +112,19 @@ impl Networks {
         self.cni.gc(valid).await.and(embedded)
     }
 
-    /// The pod CIDRs that the kubelet gave this node: CNI plugins with the `ipRanges` capability get them, and the
-    /// embedded network takes them when it is next made.
-    pub async fn set_pod_cidrs(&self, subnets: Vec<Subnet>) -> Result<(), NetworkError> {
+    /// Ends what DEL left to the kernel's own time. To be called before the process ends, so that nothing is left of
+    /// pods that are gone.
+    pub async fn settle(&self) -> Result<(), NetworkError> {
+        self.embedded.settle().await
+    }
+
+    /// Takes the pod CIDRs that the kubelet gives this node, one of each family at most: `10.1.2.0/24,fd00::/64`. From
+    /// here on, and after a restart, new pods get addresses of them by the embedded network; CNI plugins with the
+    /// `ipRanges` capability get them, too. Pods that have an address keep it.
+    pub async fn set_pod_cidrs(&self, text: &str) -> Result<(), NetworkError> {
+        let subnets = pod_cidrs::parse(text)?;
+        let _changing = self.changing.lock().await;
+        self.pod_cidr_file.write(&subnets)?;
         *self.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner) = subnets.clone();
         self.embedded.set_pod_cidrs(subnets).await
     }

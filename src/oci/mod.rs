@@ -4,6 +4,7 @@
 //! changes its caller and, when it fails, leaves descriptors and children behind.
 //!
 //! - [`youki`]: the only file that names libcontainer.
+//! - [`external`]: an OCI runtime's command line instead.
 //! - `stage`: puts the detached mounts that the daemon sent where libcontainer can bind them from.
 //! - `execute`: from a process inside its container to the program, without giving anything away.
 //! - `late`: mounts on or below a /dev that is the user's own, when libcontainer is done with it.
@@ -12,6 +13,7 @@
 
 mod diagnosis;
 mod execute;
+pub mod external;
 mod late;
 pub mod line;
 mod stage;
@@ -132,6 +134,12 @@ pub enum OciError {
         index: usize,
         #[source]
         source: io::Error,
+    },
+    #[error("{program} {command}: {why}")]
+    Runtime {
+        program: String,
+        command: &'static str,
+        why: String,
     },
     #[error("libcontainer {op}")]
     Libcontainer {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::container::ContainerError;
+use crate::handler::UnknownHandler;
 use crate::model::SandboxId;
 use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
@@ -18,10 +19,12 @@ pub enum SandboxError {
     Ambiguous { id: String },
     #[error("pod sandbox {sandbox_id} is not ready")]
     NotReady { sandbox_id: SandboxId },
+    #[error("the monitor of pod sandbox {sandbox_id} does not answer")]
+    MonitorSilent { sandbox_id: SandboxId },
     #[error("{what}")]
     Invalid { what: String },
-    #[error("failed to find runtime handler {handler:?}: configured are {known:?}")]
-    UnknownHandler { handler: String, known: Vec<String> },
+    #[error(transparent)]
+    UnknownHandler(#[from] UnknownHandler),
     #[error("pod sandbox name {name:?} belongs to pod sandbox {sandbox_id}")]
     NameTaken { name: String, sandbox_id: SandboxId },
     #[error("another request is running a different pod sandbox named {name:?}")]
@@ -34,6 +37,8 @@ pub enum SandboxError {
         sandbox_id: SandboxId,
         source: NetworkError,
     },
+    #[error("take over the pod CIDRs")]
+    PodCidrs { source: NetworkError },
     #[error("{op} for pod sandbox {sandbox_id}")]
     Monitor {
         op: &'static str,

@@ -23,7 +23,7 @@ impl Sandboxes {
                 }
             }
             // Whoever stops a sandbox takes its monitor away first.
-            if sandbox.monitor().is_some() {
+            if sandbox.monitor.client().is_some() {
                 this.monitor_gone(&sandbox).await;
             }
         });
@@ -31,13 +31,13 @@ impl Sandboxes {
 
     /// Pause is gone and with it the pod's namespaces: the pod is not ready any more, as everyone can see. Its
     /// containers run on until someone stops the sandbox.
-    async fn pause_gone(&self, sandbox: &Sandbox) {
+    pub(super) async fn pause_gone(&self, sandbox: &Sandbox) {
         self.not_ready(sandbox, "pause has ended").await;
     }
 
     /// The monitor is gone: nobody writes the containers' logs or sees their ends. The pod is over.
     pub(super) async fn monitor_gone(&self, sandbox: &Sandbox) {
-        *sandbox.monitor.lock().expect("no panic holds it") = None;
+        sandbox.monitor.take();
         self.not_ready(sandbox, "the monitor is gone").await;
         for container in self.parts.containers.of_pod(&sandbox.record.id) {
             self.parts.containers.orphaned(&container.record.id).await;

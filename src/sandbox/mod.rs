@@ -8,6 +8,7 @@
 mod cgroup;
 mod error;
 mod files;
+mod join;
 mod limits;
 mod list;
 mod lost;
@@ -16,12 +17,14 @@ mod recover;
 mod remove;
 mod run;
 mod stop;
+mod update_resources;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 pub use cgroup::CgroupDriver;
 pub use error::SandboxError;
@@ -31,9 +34,9 @@ use crate::container::spec::HostFacts;
 use crate::container::{Containers, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
+use crate::handler::Handlers;
 use crate::model::{SandboxId, chain};
-use crate::monitor::Launcher;
-use crate::monitor::client::Client;
+use crate::monitor::{Access, Launcher};
 use crate::network::Networks;
 use crate::operation::Operations;
 use crate::store::{PodPhase, PodRecord, PodStatus, Store};
@@ -43,7 +46,7 @@ use crate::sys::cgroup::Hierarchy;
 pub struct Sandbox {
     pub record: Arc<PodRecord>,
     status: Mutex<PodStatus>,
-    monitor: Mutex<Option<Client>>,
+    monitor: Access,
     /// Held by a stop or a removal: the two wait for each other.
     ending: tokio::sync::Mutex<()>,
     inherited: Inherited,
@@ -80,11 +83,10 @@ impl Sandbox {
         change(&mut status);
         status.clone()
     }
-
-    fn monitor(&self) -> Option<Client> {
-        self.monitor.lock().expect("no panic holds it").clone()
-    }
 }
+
+/// How long the end of the daemon may wait for the network.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What sandboxes are made of and kept in.
 pub struct Parts {
@@ -101,8 +103,7 @@ pub struct Parts {
     /// The parent of the cgroups of pods that name none: a path, or a slice of systemd's.
     pub cgroup_parent: String,
     pub boot_id: String,
-    /// The names of the configured runtime handlers; `""` is always one.
-    pub runtime_handlers: Vec<String>,
+    pub handlers: Arc<Handlers>,
 }
 
 /// All sandboxes.
@@ -142,18 +143,38 @@ impl Sandboxes {
         }
     }
 
-    /// What a container needs of the sandbox to live in it: only a ready one takes containers.
-    pub fn ready_pod(&self, id: &str) -> Result<Pod, SandboxError> {
+    /// Fine if the sandbox is ready.
+    pub fn check_ready(&self, id: &str) -> Result<(), SandboxError> {
         let sandbox = self.find(id)?;
+        if sandbox.is_ready() {
+            return Ok(());
+        }
+        Err(SandboxError::NotReady {
+            sandbox_id: sandbox.record.id.clone(),
+        })
+    }
+
+    /// What a container needs of the sandbox to live in it: only a ready one takes containers. A monitor that has not
+    /// answered since the daemon came back is waited for.
+    pub async fn ready_pod(&self, id: &str) -> Result<Pod, SandboxError> {
+        self.check_ready(id)?;
+        let sandbox = self.find(id)?;
+        let sandbox_id = || sandbox.record.id.clone();
+        let monitor = sandbox.monitor.answering().await;
+        if monitor.is_none() && sandbox.monitor.is_silent() {
+            let sandbox_id = sandbox_id();
+            return Err(SandboxError::MonitorSilent { sandbox_id });
+        }
         let status = sandbox.status();
-        match (status.phase, sandbox.monitor(), status.pause) {
+        match (status.phase, monitor, status.pause) {
             (PodPhase::Ready, Some(monitor), Some(pause)) => Ok(Pod {
                 record: sandbox.record.clone(),
                 monitor,
+                access: sandbox.monitor.clone(),
                 pause,
             }),
             _ => Err(SandboxError::NotReady {
-                sandbox_id: sandbox.record.id.clone(),
+                sandbox_id: sandbox_id(),
             }),
         }
     }
@@ -161,6 +182,21 @@ impl Sandboxes {
     /// Whether Status can call the network ready, and why not.
     pub async fn network_status(&self) -> crate::network::NetworkStatus {
         self.parts.networks.status().await
+    }
+
+    /// Before the daemon ends: what stopped pods have left to the kernel's own time goes now.
+    pub async fn settle_networks(&self) {
+        match tokio::time::timeout(SETTLE_DEADLINE, self.parts.networks.settle()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "links of stopped pods stay until the next start"),
+            Err(_) => tracing::warn!("links of stopped pods stay until the next start: no answer in time"),
+        }
+    }
+
+    /// Takes the pod CIDRs that the kubelet gives this node.
+    pub async fn set_pod_cidrs(&self, text: &str) -> Result<(), SandboxError> {
+        let set = self.parts.networks.set_pod_cidrs(text).await;
+        set.map_err(|source| SandboxError::PodCidrs { source })
     }
 
     fn tell(&self, kind: Kind, id: &SandboxId) {

@@ -5,11 +5,11 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use super::join::{Connected, GREETING, phase_by_sight};
 use super::{Inherited, Sandbox, SandboxError, Sandboxes, name_of};
 use crate::cri;
 use crate::model::{SandboxId, chain};
-use crate::monitor::client::{Client, Events};
-use crate::monitor::protocol::Snapshot;
+use crate::monitor::Access;
 use crate::store::{PodPhase, PodRecord, PodStatus, StoredPod};
 
 impl Sandboxes {
@@ -30,21 +30,32 @@ impl Sandboxes {
     async fn recover_pod(self: &Arc<Self>, pod: StoredPod) {
         let StoredPod {
             record,
-            status,
+            mut status,
             containers,
         } = pod;
         let id = record.id.clone();
         let same_boot = record.boot_id == self.parts.boot_id;
-        let connected = if same_boot && status.phase != PodPhase::Removing {
-            self.reconnect(&id).await
-        } else {
-            None
+        let mut connecting = (same_boot && status.phase != PodPhase::Removing).then(|| self.greet(&id));
+        let mut connected = None;
+        if let Some(task) = &mut connecting
+            && let Ok(answer) = tokio::time::timeout(GREETING, task).await
+        {
+            (connected, connecting) = (answer.ok().flatten(), None);
+        }
+        // Only what is on disk and in the kernel is known of a pod whose monitor is silent.
+        if connecting.is_some() {
+            status.phase = phase_by_sight(&status);
+        }
+        let monitor = match (&connected, &connecting) {
+            (Some((client, _, _)), _) => Access::up(client.clone()),
+            (None, Some(_)) => Access::silent(),
+            (None, None) => Access::gone(),
         };
         let phase = status.phase;
         let sandbox = Arc::new(Sandbox {
             record: Arc::new(record),
             status: Mutex::new(status),
-            monitor: Mutex::default(),
+            monitor,
             ending: tokio::sync::Mutex::default(),
             inherited: Inherited {
                 unfinished: matches!(phase, PodPhase::Creating | PodPhase::Removing),
@@ -60,56 +71,49 @@ impl Sandboxes {
             .expect("no panic holds it")
             .insert(id.clone(), sandbox.clone());
         let snapshot = connected.as_ref().map(|(_, snapshot, _)| snapshot.clone());
-        let client = connected.as_ref().map(|(client, _, _)| client.clone());
         for container in containers {
             self.parts
                 .containers
-                .adopt(container, client.clone(), snapshot.as_ref(), same_boot)
+                .adopt(container, &sandbox.monitor, snapshot.as_ref(), same_boot)
                 .await;
         }
-        let pause_lives = snapshot.is_some_and(|snapshot| snapshot.pause.is_some() && snapshot.pause_exit.is_none());
-        match (phase, connected) {
-            (PodPhase::Ready, Some((client, _, events))) => {
-                *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
-                if !pause_lives {
-                    let status = sandbox.change(|status| status.phase = PodPhase::NotReady);
-                    self.try_record_status(&id, status).await;
-                }
-                self.follow(&sandbox, events);
-            }
-            (PodPhase::Ready, None) => {
-                if same_boot {
-                    self.monitor_gone(&sandbox).await;
-                } else {
-                    let status = sandbox.change(|status| status.phase = PodPhase::NotReady);
-                    self.try_record_status(&id, status).await;
-                }
-            }
-            (PodPhase::NotReady, Some((client, _, events))) => {
-                *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
-                self.follow(&sandbox, events);
-            }
-            // Stopped, or its stop was cut short.
-            (PodPhase::NotReady, None) if same_boot => self.monitor_gone(&sandbox).await,
-            (PodPhase::NotReady, None) => {}
-            // Cut short by the death of the daemon: nobody got an answer, so it is undone, or finished.
-            (PodPhase::Creating | PodPhase::Removing, connected) => {
-                if let Some((client, _, _)) = connected {
-                    *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
-                }
-                sandbox.change(|status| status.phase = PodPhase::NotReady);
-                self.finish_removal(sandbox);
-            }
+        if let Some(connecting) = connecting {
+            self.join_later(sandbox.clone(), connecting);
         }
+        self.settle(&sandbox, phase, connected, same_boot).await;
     }
 
-    async fn reconnect(&self, id: &SandboxId) -> Option<(Client, Snapshot, Events)> {
-        match Client::connect(&self.parts.store.pod_run_dir(id)).await {
-            Ok(connected) => Some(connected),
-            Err(error) => {
-                tracing::debug!(sandbox_id = %id, error = %chain(&error), "no monitor answers");
-                None
+    /// Goes on where the earlier daemon was with a pod, as far as the pod's monitor is there.
+    async fn settle(
+        self: &Arc<Self>,
+        sandbox: &Arc<Sandbox>,
+        phase: PodPhase,
+        connected: Option<Connected>,
+        same_boot: bool,
+    ) {
+        let id = &sandbox.record.id;
+        match (phase, connected) {
+            // Cut short by the death of the daemon: nobody got an answer, so it is undone, or finished.
+            (PodPhase::Creating | PodPhase::Removing, _) => {
+                sandbox.change(|status| status.phase = PodPhase::NotReady);
+                self.finish_removal(sandbox.clone());
             }
+            (PodPhase::Ready | PodPhase::NotReady, Some((_, snapshot, events))) => {
+                let pause_lives = snapshot.pause.is_some() && snapshot.pause_exit.is_none();
+                if phase == PodPhase::Ready && !pause_lives {
+                    let status = sandbox.change(|status| status.phase = PodPhase::NotReady);
+                    self.try_record_status(id, status).await;
+                }
+                self.follow(sandbox, events);
+            }
+            (PodPhase::Ready | PodPhase::NotReady, None) if sandbox.monitor.is_silent() => {}
+            // Stopped, or its stop was cut short, or its monitor is gone.
+            (PodPhase::Ready | PodPhase::NotReady, None) if same_boot => self.monitor_gone(sandbox).await,
+            (PodPhase::Ready, None) => {
+                let status = sandbox.change(|status| status.phase = PodPhase::NotReady);
+                self.try_record_status(id, status).await;
+            }
+            (PodPhase::NotReady, None) => {}
         }
     }
 
@@ -145,7 +149,7 @@ impl Sandboxes {
         let sandbox = Arc::new(Sandbox {
             record,
             status: Mutex::new(status),
-            monitor: Mutex::default(),
+            monitor: Access::gone(),
             ending: tokio::sync::Mutex::default(),
             inherited: Inherited {
                 unfinished: true,
@@ -166,6 +170,8 @@ impl Sandboxes {
         tokio::spawn(async move {
             let mut pause = std::time::Duration::from_millis(100);
             loop {
+                // A pod that a silent monitor was making is ended by it, if it answers in time.
+                sandbox.monitor.answering().await;
                 let ending = sandbox.ending.lock().await;
                 if this.find(sandbox.record.id.as_str()).is_err() {
                     return;

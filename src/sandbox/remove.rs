@@ -51,19 +51,17 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// Gives back the name and tells that the sandbox is gone. Only the first of two concurrent removals tells.
+    /// Gives back the name and tells that the sandbox is gone. Whoever holds its `ending` is the only one to do so.
     fn release(&self, sandbox: &Sandbox) {
         let id = &sandbox.record.id;
-        if self.index.write().expect("no panic holds it").remove(id).is_none() {
-            return;
-        }
+        // While it can still be seen: an event has its pod's status.
+        self.tell(Kind::Deleted, id);
+        self.index.write().expect("no panic holds it").remove(id);
         let name = name_of(&sandbox.record.metadata());
         self.running.forget(&name);
         let mut names = self.names.lock().expect("no panic holds it");
         if names.get(&name) == Some(id) {
             names.remove(&name);
         }
-        drop(names);
-        self.tell(Kind::Deleted, id);
     }
 }

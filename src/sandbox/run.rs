@@ -18,6 +18,7 @@ use crate::cri;
 use crate::events::Kind;
 use crate::fault;
 use crate::model::{SandboxId, chain};
+use crate::monitor::Access;
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
 use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
 use crate::operation::OperationError;
@@ -33,13 +34,7 @@ impl Sandboxes {
         runtime_handler: String,
     ) -> Result<SandboxId, Arc<SandboxError>> {
         validate(&config, &self.parts.cgroup_driver)?;
-        if !self.parts.runtime_handlers.contains(&runtime_handler) {
-            let known = self.parts.runtime_handlers.clone();
-            return Err(Arc::new(SandboxError::UnknownHandler {
-                handler: runtime_handler,
-                known,
-            }));
-        }
+        self.check_handler(&config, &runtime_handler)?;
         let name = name_of(&config.metadata.clone().unwrap_or_default());
         let mut request = config.encode_to_vec();
         request.extend_from_slice(runtime_handler.as_bytes());
@@ -51,6 +46,18 @@ impl Sandboxes {
             Err(OperationError::Conflict) => Err(Arc::new(SandboxError::NameBusy { name })),
             Err(OperationError::Lost) => Err(Arc::new(SandboxError::Lost)),
         }
+    }
+
+    /// Refuses a handler that is not configured, and what the configured one cannot do.
+    fn check_handler(&self, config: &cri::PodSandboxConfig, name: &str) -> Result<(), SandboxError> {
+        let handler = self.parts.handlers.find(name)?;
+        let userns = namespace_options(config).userns_options;
+        let wants_userns = userns.is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod);
+        if wants_userns && !handler.features.user_namespaces {
+            let what = format!("runtime handler {name:?} does not support user namespaces");
+            return Err(SandboxError::Invalid { what });
+        }
+        Ok(())
     }
 
     async fn run_named(
@@ -112,7 +119,7 @@ impl Sandboxes {
         let sandbox = Arc::new(Sandbox {
             record: record.clone(),
             status: Mutex::default(),
-            monitor: Mutex::default(),
+            monitor: Access::gone(),
             ending: tokio::sync::Mutex::default(),
             inherited: Inherited::default(),
         });
@@ -221,7 +228,7 @@ impl Sandboxes {
         self.record_status(id, status.clone()).await?;
         fault::point("run: ready recorded").await?;
         sandbox.change(|now| *now = status);
-        *sandbox.monitor.lock().expect("no panic holds it") = Some(client);
+        sandbox.monitor.set(client);
         self.follow(&sandbox, events);
         Ok(sandbox)
     }

@@ -97,11 +97,14 @@ impl Sandboxes {
 
     /// Ends pause and the monitor. A monitor that does not answer is no obstacle: the cgroup kills what is left.
     async fn end_pause(&self, sandbox: &Sandbox) {
-        let monitor = sandbox.monitor.lock().expect("no panic holds it").take();
-        let Some(monitor) = monitor else {
+        let id = &sandbox.record.id;
+        let silent = sandbox.monitor.is_silent();
+        let Some(monitor) = sandbox.monitor.take() else {
+            if silent {
+                self.kill_silent_monitor(sandbox).await;
+            }
             return;
         };
-        let id = &sandbox.record.id;
         if let Err(error) = monitor.stop_sandbox().await {
             tracing::debug!(sandbox_id = %id, error = %chain(&error), "pause not ended by its monitor");
         }

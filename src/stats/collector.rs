@@ -10,19 +10,21 @@ use super::filesystem::Layer;
 use super::tracked::{Reading, Tracked};
 use super::{ContainerTarget, PodTarget, StatsError};
 use crate::cri;
-use crate::sys::cgroup::Cgroup;
+use crate::sys::cgroup::{Cgroup, page_sizes};
 
-/// What nobody asked for in this time is forgotten.
-const REMEMBERED_FOR: Duration = Duration::from_secs(600);
+/// What nobody asked for in this time is forgotten: each holds some open directories of cgroups.
+const REMEMBERED_FOR: Duration = Duration::from_secs(120);
 /// How much of a request's time may go into first walks over writable layers, all of its containers together. A
 /// fresh layer takes well below a millisecond, so that the first answer is complete already.
-const WALK_BUDGET: Duration = Duration::from_millis(20);
+pub(super) const WALK_BUDGET: Duration = Duration::from_millis(20);
 
 /// Reads figures of containers and pods on request. One per daemon; shared.
 #[derive(Debug)]
 pub struct Collector {
     /// The file system of images and writable layers, by the directory that the image room reports.
-    mountpoint: String,
+    pub(super) mountpoint: String,
+    /// The sizes of huge pages that this kernel has.
+    pub(super) page_sizes: Vec<String>,
     tracked: Mutex<HashMap<String, Arc<Tracked>>>,
     walks: Mutex<Walks>,
 }
@@ -49,6 +51,7 @@ impl Collector {
         let mountpoint = image_mountpoint.to_string_lossy().into_owned();
         Arc::new(Self {
             mountpoint,
+            page_sizes: page_sizes(),
             tracked: Mutex::default(),
             walks: Mutex::default(),
         })
@@ -66,6 +69,7 @@ impl Collector {
     /// The figures of many containers, in the order given. One that cannot be read is left out.
     pub async fn containers(self: &Arc<Self>, targets: Vec<ContainerTarget>) -> Vec<cri::ContainerStats> {
         let read = move |this: &Arc<Self>| {
+            this.forget_unasked();
             let walk_until = Instant::now() + WALK_BUDGET;
             targets
                 .iter()
@@ -85,6 +89,7 @@ impl Collector {
     /// The figures of many pods, in the order given. One that cannot be read is left out.
     pub async fn pods(self: &Arc<Self>, targets: Vec<PodTarget>) -> Vec<cri::PodSandboxStats> {
         let read = move |this: &Arc<Self>| {
+            this.forget_unasked();
             let walk_until = Instant::now() + WALK_BUDGET;
             targets
                 .iter()
@@ -94,12 +99,16 @@ impl Collector {
         logged(self.blocking("all pods".to_owned(), read).await).unwrap_or_default()
     }
 
-    /// Forgets a container or pod that was removed. Without it what is kept goes after ten minutes.
+    /// Forgets a container or pod that was removed. Without it what is kept goes after a while.
     pub fn forget(&self, id: &str) {
         locked(&self.tracked).remove(id);
     }
 
-    async fn blocking<T, F>(self: &Arc<Self>, id: String, work: F) -> Result<T, StatsError>
+    fn forget_unasked(&self) {
+        locked(&self.tracked).retain(|_, known| known.idle() < REMEMBERED_FOR);
+    }
+
+    pub(super) async fn blocking<T, F>(self: &Arc<Self>, id: String, work: F) -> Result<T, StatsError>
     where
         T: Send + 'static,
         F: FnOnce(&Arc<Self>) -> T + Send + 'static,
@@ -114,10 +123,13 @@ impl Collector {
         if let Some(known) = tracked.get(id) {
             return known.clone();
         }
-        tracked.retain(|_, known| known.idle() < REMEMBERED_FOR);
         let new = Arc::new(new());
         tracked.insert(id.to_owned(), new.clone());
         new
+    }
+
+    pub(super) fn container_tracked(&self, target: &ContainerTarget) -> Arc<Tracked> {
+        self.tracked(&target.id, || Tracked::new(target.writable_layer.clone()))
     }
 
     /// A reading of `cgroup`, remembered under `id`; none if it does not exist.
@@ -143,7 +155,7 @@ impl Collector {
         target: &ContainerTarget,
         walk_until: Instant,
     ) -> Result<(cri::ContainerStats, Option<Reading>), StatsError> {
-        let tracked = self.tracked(&target.id, || Tracked::new(target.writable_layer.clone()));
+        let tracked = self.container_tracked(target);
         let reading = tracked.read(&target.cgroup).map_err(|source| StatsError::Read {
             id: target.id.clone(),
             source,
@@ -156,7 +168,11 @@ impl Collector {
     }
 
     /// What the last walk found. A first walk is made here if it is short; any other goes to the background.
-    fn read_layer(self: &Arc<Self>, layer: &Arc<Layer>, walk_until: Instant) -> Option<cri::FilesystemUsage> {
+    pub(super) fn read_layer(
+        self: &Arc<Self>,
+        layer: &Arc<Layer>,
+        walk_until: Instant,
+    ) -> Option<cri::FilesystemUsage> {
         let (mut found, due) = layer.get();
         if due {
             let first = found.is_none() && Instant::now() < walk_until;
@@ -201,7 +217,7 @@ impl Collector {
     }
 }
 
-fn logged<T>(outcome: Result<T, StatsError>) -> Option<T> {
+pub(super) fn logged<T>(outcome: Result<T, StatsError>) -> Option<T> {
     outcome
         .inspect_err(|error| {
             let cause = std::error::Error::source(error)

@@ -7,6 +7,7 @@
 mod collector;
 mod container;
 mod filesystem;
+mod metrics;
 mod network;
 mod rate;
 mod sandbox;
@@ -19,6 +20,7 @@ use crate::cri;
 use crate::sys::cgroup::Cgroup;
 
 pub use collector::Collector;
+pub use metrics::{ContainerMetricsTarget, PodMetricsTarget, metric_descriptors};
 
 /// A container to read.
 #[derive(Clone, Debug)]

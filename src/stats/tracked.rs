@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::filesystem::Layer;
 use super::rate::Rate;
-use crate::sys::cgroup::{Cgroup, CgroupReader, CgroupStats};
+use crate::sys::cgroup::{Cgroup, CgroupReader, CgroupStats, Detail, IoDevice};
 
 /// Requests that come together share one reading.
 const SHARED_FOR: Duration = Duration::from_millis(20);
@@ -17,6 +17,14 @@ const SHARED_FOR: Duration = Duration::from_millis(20);
 pub(super) struct Reading {
     pub(super) stats: CgroupStats,
     pub(super) usage_nano_cores: Option<u64>,
+}
+
+/// A reading, and all else that the cgroup tells.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Full {
+    pub(super) reading: Reading,
+    pub(super) detail: Detail,
+    pub(super) devices: Vec<IoDevice>,
 }
 
 #[derive(Debug)]
@@ -54,6 +62,29 @@ impl Tracked {
                 *readings = Readings::default();
                 Ok(None)
             }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// As [`Tracked::read`], with the figures that only a full account has.
+    pub(super) fn read_full(&self, cgroup: &Cgroup, page_sizes: &[String]) -> io::Result<Option<Full>> {
+        let Some(reading) = self.read(cgroup)? else {
+            return Ok(None);
+        };
+        let readings = self.readings.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(reader) = &readings.reader else {
+            return Ok(None);
+        };
+        let further = reader
+            .read_detail(page_sizes)
+            .and_then(|detail| Ok((detail, reader.read_io()?)));
+        match further {
+            Ok((detail, devices)) => Ok(Some(Full {
+                reading,
+                detail,
+                devices,
+            })),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }
     }

@@ -136,8 +136,28 @@ impl Store {
         std::fs::read_to_string(self.pod_run_dir(pod).join("exits").join(id)).ok()
     }
 
-    /// Removes a container's directory and exit record. Fine if they are gone.
+    /// Where external runtimes keep what they know of a pod's containers, until the next reboot.
+    pub fn runtime_state_dir(&self, pod: &SandboxId) -> PathBuf {
+        self.pod_run_dir(pod).join("runtime").join("state")
+    }
+
+    /// The OCI bundle of a container that an external runtime makes.
+    pub fn bundle_dir(&self, pod: &SandboxId, id: &ContainerId) -> PathBuf {
+        self.pod_run_dir(pod).join("runtime").join(id)
+    }
+
+    /// Makes the directories that an external runtime needs for a container, and returns the bundle's.
+    pub fn make_bundle(&self, pod: &SandboxId, id: &ContainerId) -> Result<PathBuf, StoreError> {
+        let bundle = self.bundle_dir(pod, id);
+        make_private(&self.runtime_state_dir(pod))?;
+        make_private(&bundle.join("stage"))?;
+        Ok(bundle)
+    }
+
+    /// Removes a container's directories and exit record. Fine if they are gone.
     pub fn remove_container(&self, pod: &SandboxId, id: &ContainerId) -> Result<(), StoreError> {
+        remove_tree(&self.bundle_dir(pod, id))?;
+        remove_tree(&self.runtime_state_dir(pod).join(id))?;
         let exit = self.pod_run_dir(pod).join("exits").join(id);
         ignore_absent(std::fs::remove_file(&exit)).map_err(failed("remove", &exit))?;
         remove_tree(&self.container_dir(pod, id))

@@ -8,7 +8,7 @@ use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::cri;
-use crate::model::{ContainerId, ImageId, SandboxId};
+use crate::model::{ContainerId, ImageId, OciRuntime, SandboxId};
 
 /// The version of the records that this daemon writes and reads.
 const VERSION: u32 = 1;
@@ -157,6 +157,9 @@ pub struct ContainerRecord {
     /// Who the process runs as (ContainerStatus.user).
     #[serde(with = "message")]
     pub user: cri::ContainerUser,
+    /// The external runtime that made it, and whose it stays whatever is configured later; absent: libcontainer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<OciRuntime>,
     /// The process policy, which every exec into the container shares.
     pub policy: serde_json::Value,
 }

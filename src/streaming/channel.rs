@@ -20,11 +20,11 @@ pub const WAITING: usize = 16;
 /// How many pieces may wait here for the readers of all streams of a connection together.
 pub const ROOM: usize = 256;
 
-/// A connection on which nothing moves, either way, ends after this long.
-pub const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
-
-/// How long a client may take to read the rest and close, once all was sent.
+/// How long a client may take to read the rest and close, once all was sent; less if it may be idle for less.
 const LINGER: Duration = Duration::from_secs(600);
+
+/// How long the last frame of a connection that ends by a mistake of the client may take.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// What the client sent on a stream.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +43,14 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// The next bytes that the client sent; none at the end, however it came. May be cancelled.
+    pub async fn data(&mut self) -> Option<Bytes> {
+        match self.next().await {
+            Received::Data(bytes) => Some(bytes),
+            Received::End | Received::Reset => None,
+        }
+    }
+
     /// The next of what the client sent. May be cancelled.
     pub async fn next(&mut self) -> Received {
         match self.pieces.recv().await {
@@ -137,8 +145,21 @@ pub enum Outgoing {
     },
     /// Nothing follows; the connection closes.
     Close {
-        protocol_error: bool,
+        ending: Ending,
     },
+}
+
+/// Why a connection closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// All was said.
+    Normal,
+    /// The client broke the protocol.
+    Protocol,
+    /// A message was larger than is taken.
+    TooLarge,
+    /// A message was not encoded as it ought to be.
+    Encoding,
 }
 
 /// The client is gone, or does not want this stream any more.
@@ -250,6 +271,45 @@ impl Activity {
     }
 }
 
+/// How long a client may take to read the rest and close, once all was sent.
+pub fn linger(idle: Duration) -> Duration {
+    LINGER.min(idle)
+}
+
+/// How long the last frame may take.
+pub fn last_frame(ending: Ending, idle: Duration) -> Duration {
+    match ending {
+        Ending::Normal => linger(idle),
+        Ending::Protocol | Ending::TooLarge | Ending::Encoding => LAST_WORD,
+    }
+}
+
+/// The next to be sent; none once all was, or the client is gone: whoever still holds the other end of the queue then
+/// must not keep the connection open.
+pub async fn next_outgoing(outgoing: &mut mpsc::Receiver<Outgoing>, gone: &CancellationToken) -> Option<Outgoing> {
+    tokio::select! {
+        // What was queued before, such as why the client is gone, comes first.
+        biased;
+        next = outgoing.recv() => next,
+        () = gone.cancelled() => None,
+    }
+}
+
+/// Sends by way of `send`, which returns once the connection has taken everything. False if it did not: it failed, the
+/// client is gone, or it took nothing for too long.
+pub async fn delivered<E>(send: impl Future<Output = Result<(), E>>, gone: &CancellationToken, idle: Duration) -> bool {
+    tokio::select! {
+        // What the connection takes at once is sent even if the client is gone: it may be why.
+        biased;
+        sent = send => sent.is_ok(),
+        () = gone.cancelled() => false,
+        () = tokio::time::sleep(idle) => {
+            tracing::debug!("a streaming client takes nothing: it is let go of");
+            false
+        }
+    }
+}
+
 /// A connection, as its users see it.
 #[derive(Clone)]
 pub struct Link {
@@ -258,17 +318,20 @@ pub struct Link {
     pub gone: CancellationToken,
     pub activity: Arc<Activity>,
     pub room: Arc<Semaphore>,
+    /// See [`super::Timeouts::idle`].
+    pub idle: Duration,
 }
 
 impl Link {
     /// A new connection, and what is to be sent on it.
-    pub fn new() -> (Self, mpsc::Receiver<Outgoing>) {
+    pub fn new(idle: Duration) -> (Self, mpsc::Receiver<Outgoing>) {
         let (queue, outgoing) = mpsc::channel(WAITING);
         let link = Self {
             queue,
             gone: CancellationToken::new(),
             activity: Arc::default(),
             room: Arc::new(Semaphore::new(ROOM)),
+            idle,
         };
         (link, outgoing)
     }
@@ -277,11 +340,17 @@ impl Link {
     /// the kernel reset it for whatever the client still sends, and with that drop what the client has not read.
     pub async fn close(self) {
         let _ = tokio::select! {
-            sent = self.queue.send(Outgoing::Close { protocol_error: false }) => sent,
+            sent = self.queue.send(Outgoing::Close { ending: Ending::Normal }) => sent,
             () = self.gone.cancelled() => Ok(()),
         };
         drop(self.queue);
-        let _ = tokio::time::timeout(LINGER, self.gone.cancelled()).await;
+        let _ = tokio::time::timeout(linger(self.idle), self.gone.cancelled()).await;
+        self.gone.cancel();
+    }
+
+    /// Says why the connection ends, where there is room for it, and ends it.
+    pub fn fail(&self, ending: Ending) {
+        let _ = self.queue.try_send(Outgoing::Close { ending });
         self.gone.cancel();
     }
 }

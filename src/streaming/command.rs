@@ -196,7 +196,7 @@ async fn input(mut reader: Reader, fd: OwnedFd, gone: CancellationToken) {
     let Ok(mut fd) = pipe::Sender::from_owned_fd_unchecked(fd) else {
         return;
     };
-    while let Received::Data(bytes) = reader.next().await {
+    while let Some(bytes) = reader.data().await {
         let written = tokio::select! {
             written = fd.write_all(&bytes) => written,
             () = gone.cancelled() => return,

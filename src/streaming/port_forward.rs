@@ -20,18 +20,15 @@ use super::offer::Dial;
 use super::spdy::{Session, Stream};
 use crate::model::chain;
 
-/// How long a stream waits for the other of its pair.
-const PAIR_WAIT: Duration = Duration::from_secs(30);
-
 /// How long what a client sent before it left may take to reach the pod.
 const LAST_BYTES: Duration = Duration::from_secs(30);
 
-/// Serves a client until it leaves.
-pub async fn serve(session: Session, dial: Arc<dyn Dial>) {
+/// Serves a client until it leaves. A stream waits for the other of its pair for `creation`.
+pub async fn serve(session: Session, dial: Arc<dyn Dial>, creation: Duration) {
     let Session { link, mut streams } = session;
     let mut halves: HashMap<String, Half> = HashMap::new();
     let mut connections = JoinSet::new();
-    let mut sweep = tokio::time::interval(PAIR_WAIT / 4);
+    let mut sweep = tokio::time::interval(creation / 4);
     loop {
         tokio::select! {
             stream = streams.recv() => {
@@ -42,7 +39,7 @@ pub async fn serve(session: Session, dial: Arc<dyn Dial>) {
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             _ = sweep.tick() => {
-                for (_, half) in halves.extract_if(|_, half| half.since.elapsed() > PAIR_WAIT) {
+                for (_, half) in halves.extract_if(|_, half| half.since.elapsed() > creation) {
                     half.stream.writer.reset().await;
                 }
             }
@@ -125,13 +122,21 @@ fn read(stream: &Stream) -> Option<(String, bool, u16)> {
 
 async fn forward(pair: Pair, dial: Arc<dyn Dial>) {
     let Pair { data, error, port } = pair;
-    connect(&*dial, port, data.reader, &data.writer, &error.writer).await;
+    connect(&*dial, port, data.reader, &data.writer, &error.writer, Ends::Alone).await;
+}
+
+/// Whether the client can tell the end of one direction from the end of both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    Alone,
+    /// It can neither say nor be told: once the pod has ended its direction, all that is left is to close.
+    Together,
 }
 
 /// Connects to `port` and moves bytes both ways; a failure is told on `error`, and both streams end.
-pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer, error: &Writer) {
+pub async fn connect(dial: &dyn Dial, port: u16, reader: Reader, writer: &Writer, error: &Writer, ends: Ends) {
     match dial.dial(port).await {
-        Ok(connection) => relay(connection, reader, writer).await,
+        Ok(connection) => relay(connection, reader, writer, ends).await,
         // Accepted, and reset before we saw it. To the client a text on the error stream would be the end of all its
         // connections; this is the end of one.
         Err(cause) if is_reset(&*cause) => writer.reset().await,
@@ -173,7 +178,7 @@ enum Down {
     Refused,
 }
 
-async fn relay(mut connection: TcpStream, mut reader: Reader, writer: &Writer) {
+async fn relay(mut connection: TcpStream, mut reader: Reader, writer: &Writer, ends: Ends) {
     let (mut from_pod, mut to_pod) = connection.split();
     let (up, down) = {
         let mut up = pin!(async {
@@ -225,9 +230,9 @@ async fn relay(mut connection: TcpStream, mut reader: Reader, writer: &Writer) {
                     if reset { break }
                 }
                 over = &mut down, if down_over.is_none() => {
-                    let reset = over == Down::Reset;
+                    let all = over == Down::Reset || ends == Ends::Together;
                     down_over = Some(over);
-                    if reset { break }
+                    if all { break }
                 }
                 () = &mut last_bytes => break,
             }

@@ -43,12 +43,13 @@ pub enum Forwarding {
 }
 
 /// Port-forward over WebSocket.
-pub const WEBSOCKET_PORT_FORWARD: [(&str, Forwarding); 5] = [
+pub const WEBSOCKET_PORT_FORWARD: [(&str, Forwarding); 6] = [
     ("SPDY/3.1+portforward.k8s.io", Forwarding::Tunnel),
     ("v4.channel.k8s.io", Forwarding::Channels { base64: false }),
     ("v4.base64.channel.k8s.io", Forwarding::Channels { base64: true }),
     ("portforward.k8s.io", Forwarding::Channels { base64: false }),
     ("channel.k8s.io", Forwarding::Channels { base64: false }),
+    ("base64.channel.k8s.io", Forwarding::Channels { base64: true }),
 ];
 
 /// The client's first choice that is served. `offered` are a header's values, each perhaps a list with commas.

@@ -1,19 +1,24 @@
 //! WebSocket (RFC 6455): messages that begin with the number of their channel, or SPDY within messages.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::channel::{CHUNK, Feed, IDLE, Link, Outgoing, Reader, Writer, inbound};
+use super::channel::{
+    CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame, linger, next_outgoing,
+};
 
 /// The largest message that is taken, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
@@ -40,12 +45,12 @@ pub async fn accept<T: AsyncRead + AsyncWrite + Unpin>(io: T) -> WebSocketStream
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
-/// Serves channels 0 to `count` on `socket`.
-pub fn start<T>(socket: WebSocketStream<T>, count: u8, coding: Coding) -> (Link, Vec<(Reader, Writer)>)
+/// Serves channels 0 to `count` on `socket`, which ends when nothing moves on it for `idle`.
+pub fn start<T>(socket: WebSocketStream<T>, count: u8, coding: Coding, idle: Duration) -> (Link, Vec<(Reader, Writer)>)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (link, outgoing) = Link::new();
+    let (link, outgoing) = Link::new(idle);
     let (sink, stream) = socket.split();
     let mut feeds = Vec::new();
     let mut channels = Vec::new();
@@ -63,15 +68,23 @@ async fn read_all<T>(stream: SplitStream<WebSocketStream<T>>, feeds: Vec<Option<
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    tokio::select! {
-        () = read(stream, feeds, &link, coding) => {}
-        () = link.activity.idle(IDLE) => {}
-        () = link.gone.cancelled() => {}
+    let ended = tokio::select! {
+        ended = read(stream, feeds, &link, coding) => ended,
+        () = link.activity.idle(link.idle) => Ok(()),
+        () = link.gone.cancelled() => Ok(()),
+    };
+    match ended {
+        Ok(()) => link.gone.cancel(),
+        Err(ending) => link.fail(ending),
     }
-    link.gone.cancel();
 }
 
-async fn read<T>(mut stream: SplitStream<WebSocketStream<T>>, mut feeds: Vec<Option<Feed>>, link: &Link, coding: Coding)
+async fn read<T>(
+    mut stream: SplitStream<WebSocketStream<T>>,
+    mut feeds: Vec<Option<Feed>>,
+    link: &Link,
+    coding: Coding,
+) -> Result<(), Ending>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
@@ -80,13 +93,9 @@ where
         let mut bytes = match message {
             Ok(Message::Binary(bytes)) => bytes,
             Ok(Message::Text(text)) => text.into(),
-            Ok(Message::Close(_)) => return,
-            // Pings are answered by the library.
+            // Pings are answered by the library, and so is the client's close, after which the stream ends.
             Ok(_) => continue,
-            Err(error) => {
-                tracing::debug!(%error, "a WebSocket connection ends");
-                return;
-            }
+            Err(error) => return ended_by(&error),
         };
         if bytes.is_empty() {
             continue;
@@ -104,11 +113,41 @@ where
             continue;
         };
         if coding.base64 {
-            let Ok(plain) = STANDARD.decode(&bytes) else { return };
+            let Ok(plain) = STANDARD.decode(&bytes) else {
+                tracing::debug!("a WebSocket message is not base64");
+                return Err(Ending::Encoding);
+            };
             bytes = Bytes::from(plain);
         }
         feed.data(bytes).await;
     }
+    Ok(())
+}
+
+/// What there is to say to a client whose connection `error` ended.
+fn ended_by(error: &Error) -> Result<(), Ending> {
+    tracing::debug!(%error, "a WebSocket connection ends");
+    match error {
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Ok(()),
+        Error::Protocol(_) => Err(Ending::Protocol),
+        Error::Capacity(_) => Err(Ending::TooLarge),
+        Error::Utf8(_) => Err(Ending::Encoding),
+        _ => Ok(()),
+    }
+}
+
+/// The frame that says so (RFC 6455, section 7.4.1).
+fn close(ending: Ending) -> Message {
+    let code = match ending {
+        Ending::Normal => CloseCode::Normal,
+        Ending::Protocol => CloseCode::Protocol,
+        Ending::TooLarge => CloseCode::Size,
+        Ending::Encoding => CloseCode::Invalid,
+    };
+    Message::Close(Some(CloseFrame {
+        code,
+        reason: "".into(),
+    }))
 }
 
 async fn write_all<T>(
@@ -119,27 +158,26 @@ async fn write_all<T>(
 ) where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    let Link {
+        queue,
+        gone,
+        activity,
+        idle,
+        ..
+    } = link;
     // The writer must not keep its own queue open.
-    let Link { gone, activity, .. } = link;
-    while let Some(outgoing) = outgoing.recv().await {
+    drop(queue);
+    while let Some(outgoing) = next_outgoing(&mut outgoing, &gone).await {
         let message = match outgoing {
             Outgoing::Data { stream, bytes } => encode(stream, &bytes, coding),
-            Outgoing::Close { .. } => {
-                let close = CloseFrame {
-                    code: CloseCode::Normal,
-                    reason: "".into(),
-                };
-                let _ = sink.send(Message::Close(Some(close))).await;
+            Outgoing::Close { ending } => {
+                let _ = tokio::time::timeout(last_frame(ending, idle), sink.send(close(ending))).await;
                 return;
             }
             // A channel has neither a beginning nor an end of its own in this direction.
             _ => continue,
         };
-        let sent = tokio::select! {
-            sent = sink.send(message) => sent,
-            () = gone.cancelled() => break,
-        };
-        if sent.is_err() {
+        if !delivered(sink.send(message), &gone, idle).await {
             break;
         }
         activity.touch();
@@ -160,46 +198,71 @@ fn encode(channel: u32, bytes: &[u8], coding: Coding) -> Message {
     Message::binary(message)
 }
 
-/// The bytes within the messages of `socket`, as a connection of its own.
-pub fn tunnel<T>(socket: WebSocketStream<T>) -> DuplexStream
+/// The bytes within the messages of `socket`, as a connection of its own; what is to be sent may wait for `idle`.
+pub fn tunnel<T>(socket: WebSocketStream<T>, idle: Duration) -> DuplexStream
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (inner, outer) = tokio::io::duplex(CHUNK);
-    let (mut sink, mut stream) = socket.split();
-    let (mut from_inner, mut to_inner) = tokio::io::split(outer);
-    let inbound = async move {
-        while let Some(Ok(message)) = stream.next().await {
-            let bytes = match message {
-                Message::Binary(bytes) => bytes,
-                Message::Close(_) => break,
-                Message::Ping(_) | Message::Pong(_) => continue,
-                Message::Text(_) | Message::Frame(_) => break,
-            };
-            if to_inner.write_all(&bytes).await.is_err() {
-                break;
-            }
-        }
-        let _ = to_inner.shutdown().await;
-    };
-    let outbound = async move {
-        let mut scratch = vec![0; CHUNK];
-        while let Ok(length @ 1..) = from_inner.read(&mut scratch).await {
-            if sink
-                .send(Message::binary(Bytes::copy_from_slice(&scratch[..length])))
-                .await
-                .is_err()
-            {
-                return;
-            }
-        }
-        let close = CloseFrame {
-            code: CloseCode::Normal,
-            reason: "".into(),
-        };
-        let _ = sink.send(Message::Close(Some(close))).await;
-    };
-    tokio::spawn(inbound);
-    tokio::spawn(outbound);
+    tokio::spawn(carry(socket, outer, idle));
     inner
+}
+
+async fn carry<T>(socket: WebSocketStream<T>, outer: DuplexStream, idle: Duration)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut sink, mut stream) = socket.split();
+    let (from_inner, to_inner) = tokio::io::split(outer);
+    let ending = tokio::select! {
+        ended = unwrap_messages(&mut stream, to_inner) => ended,
+        ended = wrap_messages(from_inner, &mut sink, idle) => ended,
+    };
+    let Some(ending) = ending else { return };
+    let said = tokio::time::timeout(last_frame(ending, idle), sink.send(close(ending))).await;
+    if matches!((said, ending), (Ok(Ok(())), Ending::Normal)) {
+        // Closing before the client does might drop what it has not read.
+        let _ = tokio::time::timeout(linger(idle), async { while let Some(Ok(_)) = stream.next().await {} }).await;
+    }
+}
+
+/// None: the client has left.
+async fn unwrap_messages<T>(
+    stream: &mut SplitStream<WebSocketStream<T>>,
+    mut to_inner: WriteHalf<DuplexStream>,
+) -> Option<Ending>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = stream.next().await {
+        match message {
+            Ok(Message::Binary(bytes)) => {
+                if to_inner.write_all(&bytes).await.is_err() {
+                    return Some(Ending::Normal);
+                }
+            }
+            Ok(Message::Text(_)) => return Some(Ending::Encoding),
+            Ok(_) => {}
+            Err(error) => return ended_by(&error).err(),
+        }
+    }
+    None
+}
+
+async fn wrap_messages<T>(
+    mut from_inner: ReadHalf<DuplexStream>,
+    sink: &mut SplitSink<WebSocketStream<T>, Message>,
+    idle: Duration,
+) -> Option<Ending>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut scratch = vec![0; CHUNK];
+    while let Ok(length @ 1..) = from_inner.read(&mut scratch).await {
+        let message = Message::binary(Bytes::copy_from_slice(&scratch[..length]));
+        if !matches!(tokio::time::timeout(idle, sink.send(message)).await, Ok(Ok(()))) {
+            return None;
+        }
+    }
+    Some(Ending::Normal)
 }

@@ -2,6 +2,7 @@
 //! `io::Error`s say which operation failed on what.
 #![allow(unsafe_code)]
 
+pub mod bpf;
 pub mod capability;
 pub mod cgroup;
 pub mod fd;

@@ -161,6 +161,43 @@ pub fn set_parent_death_signal(signo: i32) -> io::Result<()> {
     prctl("PR_SET_PDEATHSIG", libc::PR_SET_PDEATHSIG, signo as u64)
 }
 
+/// Has what `command` executes die with the thread that starts it.
+#[cfg(feature = "monitor")]
+pub fn tie_to_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and execve there is one system call and no allocation.
+    unsafe { command.pre_exec(|| set_parent_death_signal(libc::SIGKILL)) };
+}
+
+/// Has what `command` executes see a copy of this process's mounts, in which nothing is mounted on `hidden`. What it mounts goes
+/// with it.
+#[cfg(feature = "daemon")]
+pub fn give_own_mounts(command: &mut std::process::Command, hidden: Vec<std::ffi::CString>) {
+    use std::os::unix::process::CommandExt;
+    let last = || Err(io::Error::last_os_error());
+    let enter = move || {
+        // SAFETY: no CLONE_VM or the like is among the flags; the strings are literals, or live in the closure; null means "none".
+        unsafe {
+            if libc::unshare(libc::CLONE_NEWNS) != 0 {
+                return last();
+            }
+            let flags = libc::MS_PRIVATE | libc::MS_REC;
+            let none = std::ptr::null();
+            if libc::mount(none, c"/".as_ptr(), none, flags, std::ptr::null()) != 0 {
+                return last();
+            }
+            for path in &hidden {
+                if libc::umount2(path.as_ptr(), libc::MNT_DETACH) != 0 {
+                    return last();
+                }
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and execve there are system calls only, and no allocation.
+    unsafe { command.pre_exec(enter) };
+}
+
 /// Orphans below this process become its children.
 pub fn set_subreaper() -> io::Result<()> {
     prctl("PR_SET_CHILD_SUBREAPER", libc::PR_SET_CHILD_SUBREAPER, 1)

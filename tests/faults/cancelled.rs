@@ -103,3 +103,73 @@ fn an_end_whose_client_went_away_is_finished() {
         }
     });
 }
+
+/// Story: a client that gave up on a start found its container running and its start refused; a start whose daemon died
+/// was refused in the same way.
+#[test]
+fn a_start_whose_client_went_away_is_answered_to_the_retry_and_only_to_that() {
+    Machine::test("cancel-start", async |machine| {
+        let _registry = start(machine).await;
+        machine.client().warm_up(machine).await;
+        let before = machine.look();
+        machine.kill();
+        machine.start_with(&format!("sleep@start: executed={HELD_MS}")).await;
+        let client = machine.client();
+        let pod_id = client.run_pod(&pod(machine, "cancelled")).await.expect("RunPodSandbox");
+        let config = container(machine, "idler", IDLER);
+        let id = client.create(&pod_id, &config).await.expect("CreateContainer");
+        tokio::time::timeout(WAITS, client.start(&id))
+            .await
+            .expect_err("it is held");
+        client.start(&id).await.expect("it joins the first");
+        let is_running = async |client: &crate::daemon::Client| {
+            client.status(&id).await.state() == crisp::cri::ContainerState::ContainerRunning
+        };
+        assert!(is_running(&client).await);
+        let refusal = client.start(&id).await.expect_err("it was answered for");
+        assert_eq!(refusal.code(), Code::FailedPrecondition, "{refusal:?}");
+        // Of an answer before a restart nobody can know whether it arrived.
+        machine.kill();
+        machine.start().await;
+        let client = machine.client();
+        client.start(&id).await.expect("it runs");
+        assert!(is_running(&client).await);
+        let refusal = client.start(&id).await.expect_err("it was answered for");
+        assert_eq!(refusal.code(), Code::FailedPrecondition, "{refusal:?}");
+        client.end_pod(&pod_id).await;
+        machine.nothing_is_left_since(&before);
+    });
+}
+
+/// Story: a creation that failed, and whose undoing failed, left its cgroup behind until the pod went.
+#[test]
+fn a_failed_creation_whose_undoing_fails_is_undone_later_and_the_name_is_free() {
+    Machine::test("undo-create", async |machine| {
+        let _registry = start(machine).await;
+        machine.client().warm_up(machine).await;
+        let empty = machine.look();
+        machine.kill();
+        machine.start_with("error@create: cgroup unmade").await;
+        let client = machine.client();
+        let pod_id = client.run_pod(&pod(machine, "undone")).await.expect("RunPodSandbox");
+        let before = machine.look();
+        let mut config = container(machine, "idler", IDLER);
+        // Found out when the cgroup is there already.
+        config.mounts = vec![crisp::cri::Mount {
+            host_path: "/dev/null/no".into(),
+            container_path: "/mnt".into(),
+            ..Default::default()
+        }];
+        client.create(&pod_id, &config).await.expect_err("it cannot be mounted");
+        machine.nothing_is_left_since(&before);
+        assert_eq!(client.containers().await, Vec::<String>::new());
+        config.mounts.clear();
+        let id = client.launch(&pod_id, &config).await;
+        client.remove(&id).await.expect("RemoveContainer");
+        machine.nothing_is_left_since(&before);
+        let log = std::fs::read_to_string(machine.log()).expect("a log");
+        assert!(log.contains("could not undo"), "the fault did not strike");
+        client.end_pod(&pod_id).await;
+        machine.nothing_is_left_since(&empty);
+    });
+}

@@ -5,6 +5,9 @@ mod cancelled;
 #[path = "../support/daemon.rs"]
 mod daemon;
 mod daemon_dead;
+#[path = "../support/handlers.rs"]
+mod handlers;
+mod hangs;
 mod hostile;
 mod images;
 mod killed;

@@ -157,7 +157,7 @@ impl Client {
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Result<String, Status> {
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: crate::handlers::handler(),
         };
         answer(self.runtime.clone().run_pod_sandbox(request))
             .await

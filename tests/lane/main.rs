@@ -6,6 +6,9 @@ mod apparmor;
 #[path = "../pods/fixture.rs"]
 #[allow(dead_code)]
 mod fixture;
+#[path = "../support/handlers.rs"]
+#[allow(dead_code)]
+mod handlers;
 #[path = "../pods/registry.rs"]
 #[allow(dead_code)]
 mod registry;

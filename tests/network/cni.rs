@@ -412,6 +412,7 @@ fn a_configuration_takes_over_for_new_pods_and_each_pod_leaves_as_it_came() {
         );
         machine.wait(networks.del(&cni, None)).unwrap();
         machine.wait(networks.del(&embedded, None)).unwrap();
+        machine.settle(&networks);
         assert_eq!(node.calls(), ["ADD fake", "DEL fake"]);
         machine.assert_nothing_left();
 

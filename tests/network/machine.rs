@@ -147,6 +147,13 @@ impl Machine {
     pub fn del(&self, networks: &Networks, pod: &Pod) {
         let done = self.wait(networks.del(&self.plan(networks, pod), None));
         done.unwrap_or_else(|e| panic!("DEL: {}", chain(&e)));
+        self.settle(networks);
+    }
+
+    /// Has DEL end what it leaves to the kernel's own time.
+    pub fn settle(&self, networks: &Networks) {
+        self.wait(networks.settle())
+            .unwrap_or_else(|e| panic!("settle: {}", chain(&e)));
     }
 
     /// How many addresses are given to pods.

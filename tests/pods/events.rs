@@ -130,6 +130,33 @@ fn an_event_has_the_pod_and_all_its_containers() {
     );
 }
 
+/// A kubelet that goes by events (EventedPLEG) takes the first status of a name for the present one. With an older one
+/// first it believed a restarted container dead, and created the same attempt again and again: AlreadyExists.
+#[test]
+fn the_newest_container_of_a_name_comes_first() {
+    let mut events = subscribe();
+    let pod = world().pod("events-attempts");
+    let mut attempts: Vec<String> = (0..6)
+        .map(|attempt| {
+            let again = pod.start("again", &["true"], |config| {
+                config.metadata.as_mut().unwrap().attempt = attempt;
+            });
+            again.exited();
+            again.id
+        })
+        .collect();
+    attempts.reverse();
+    let order = |statuses: &[cri::ContainerStatus]| statuses.iter().map(|one| one.id.clone()).collect::<Vec<_>>();
+    assert_eq!(order(&pod.full_status(false).containers_statuses), attempts);
+    let last = loop {
+        let event = next(&mut events, "uid-events-attempts");
+        if event.container_id == attempts[0] && event.container_event_type() == ContainerStoppedEvent {
+            break event;
+        }
+    };
+    assert_eq!(order(&last.containers_statuses), attempts);
+}
+
 #[test]
 fn a_subscriber_that_does_not_read_holds_nobody_up() {
     let _deaf = subscribe();

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use crate::registry;
+use crate::{handlers, registry};
 
 /// An address of the host, beside loopback.
 pub const HOST_ADDRESS: &str = "192.0.2.2";
@@ -151,8 +151,11 @@ impl World {
             bin.join("crispd").exists(),
             "hack/build makes target/bin/crispd, which is tested here"
         );
+        let config = handlers::config(dir);
         let daemon = netns::run_in(netns, || {
             Command::new(bin.join("crispd"))
+                .arg("--config")
+                .arg(&config)
                 .args(["--cgroup-driver", cgroup_driver()])
                 .envs(fault.map(|fault| (crisp::fault::VARIABLE, fault)))
                 .args(["--network", "embedded", "--log", "info,crisp=debug", "--dir"])
@@ -261,11 +264,21 @@ impl World {
 
     /// A pod of this name; its configuration as `change` leaves it.
     pub fn try_pod(&'static self, name: &str, change: impl FnOnce(&mut cri::PodSandboxConfig)) -> Result<Pod, Status> {
+        self.try_pod_by(&handlers::handler(), name, change)
+    }
+
+    /// As [`World::try_pod`], with this runtime handler.
+    pub fn try_pod_by(
+        &'static self,
+        handler: &str,
+        name: &str,
+        change: impl FnOnce(&mut cri::PodSandboxConfig),
+    ) -> Result<Pod, Status> {
         let mut config = pod_config(name, &self.directory("logs").join(name));
         change(&mut config);
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: handler.to_owned(),
         };
         let id = ask(self.runtime().run_pod_sandbox(request))?.pod_sandbox_id;
         Ok(Pod {

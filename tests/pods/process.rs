@@ -4,6 +4,7 @@ use crisp::cri::{self, KeyValue};
 use tonic::Code;
 
 use crate::fixture::{Container, image, int, security, world};
+use crate::handlers::is_external;
 use crate::registry::reference;
 
 fn variable(key: &str, value: &[u8]) -> KeyValue {
@@ -82,6 +83,13 @@ fn the_request_over_the_image() {
 fn bytes_that_are_no_text_arrive_in_the_environment() {
     let pod = world().pod("bytes");
     let value: Vec<u8> = (1..=255).collect();
+    if is_external() {
+        let mut config = pod.config("c", &["true"]);
+        config.envs = vec![variable("BYTES", &value)];
+        let refused = pod.try_create(config).err().expect("JSON has text only");
+        assert!(refused.message().contains("BYTES"), "{refused}");
+        return;
+    }
     let c = pod.idle("c", |config| {
         config.envs = vec![
             variable("BYTES", &value),
@@ -151,7 +159,10 @@ fn an_exec_that_cannot_run_says_why() {
     let missing = c.try_exec(&["no-such-program"], 5).unwrap_err();
     assert!(missing.message().contains("no-such-program"), "{missing}");
     let denied = c.try_exec(&["/etc/not-executable"], 5).unwrap_err();
-    assert!(denied.message().contains("permission denied"), "{denied}");
+    assert!(
+        denied.message().to_lowercase().contains("permission denied"),
+        "{denied}"
+    );
     assert_eq!(c.try_exec(&[], 5).unwrap_err().code(), Code::InvalidArgument);
     assert_eq!(
         c.try_exec(&["echo", "nul\0"], 5).unwrap_err().code(),
@@ -229,8 +240,10 @@ fn stdin_is_empty_unless_asked_for() {
     let pod = world().pod("stdin");
     let c = pod.start("c", &["sh", "-c", "cat; echo end; exec sleep 1000"], |_| {});
     c.logged("end");
-    assert_eq!(c.sh("cat; readlink /proc/self/fd/0"), "/dev/null");
-    assert_eq!(c.sh("readlink /proc/1/fd/0"), "/dev/null");
+    // External runtimes leave a process the node's, whose path is another one in the container.
+    let null = |shown: String| shown == "/dev/null" || (is_external() && shown == "/null");
+    assert!(null(c.sh("cat; readlink /proc/self/fd/0")));
+    assert!(null(c.sh("readlink /proc/1/fd/0")));
 }
 
 #[test]

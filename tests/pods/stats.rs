@@ -194,3 +194,81 @@ fn who_is_not_there_has_no_figures() {
         Code::NotFound
     );
 }
+
+#[test]
+fn pressure_and_swap_are_told_where_the_kernel_counts_them() {
+    let pod = world().pod("stats-pressure");
+    let c = pod.idle("c", |config| {
+        let limits = resources(config);
+        limits.memory_limit_in_bytes = 64 << 20;
+        limits.cpu_period = 100_000;
+        limits.cpu_quota = 20_000;
+    });
+    burn(&c);
+    let (stats, of_pod) = (of(&c), of_pod(&pod).linux.unwrap());
+    let (cpu, memory) = (stats.cpu.unwrap(), stats.memory.unwrap());
+    let psi = [cpu.psi, memory.psi, stats.io.and_then(|io| io.psi)];
+    let pod_psi = [
+        of_pod.cpu.unwrap().psi,
+        of_pod.memory.unwrap().psi,
+        of_pod.io.and_then(|io| io.psi),
+    ];
+    let counted = std::path::Path::new("/proc/pressure/cpu").exists();
+    assert_eq!(psi.map(|psi| psi.is_some()), [counted; 3]);
+    assert_eq!(pod_psi.map(|psi| psi.is_some()), [counted; 3]);
+    if let Some(psi) = psi[0] {
+        let waited = psi.some.unwrap().total;
+        assert!(
+            waited > 100_000_000,
+            "a second at a fifth of a processor, and {waited} ns waited"
+        );
+    }
+    let cgroup = c.info()["cgroup"].as_str().unwrap().to_owned();
+    let counts_swap = [
+        format!("/sys/fs/cgroup{cgroup}/memory.swap.current"),
+        format!("/sys/fs/cgroup/memory{cgroup}/memory.memsw.usage_in_bytes"),
+    ];
+    let swap = stats
+        .swap
+        .map(|swap| swap.swap_available_bytes.map(|bytes| bytes.value));
+    // A memory limit leaves no room for swap.
+    let expected = counts_swap
+        .iter()
+        .any(|path| std::path::Path::new(path).exists())
+        .then_some(Some(0));
+    assert_eq!(swap, expected);
+    assert_eq!(
+        memory.available_bytes.unwrap().value + memory.working_set_bytes.unwrap().value,
+        64 << 20
+    );
+}
+
+/// Where the daemon has a directory of one of these cgroups open.
+fn open_directories(names: &[&str]) -> Vec<String> {
+    let open = std::fs::read_dir(format!("/proc/{}/fd", world().daemon_pid())).unwrap();
+    open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
+        .map(|path| path.to_string_lossy().into_owned())
+        .filter(|path| path.contains("cgroup") && names.iter().any(|name| path.contains(name)))
+        .collect()
+}
+
+/// A kubelet that asks for the figures of all pods left the daemon with a dozen open directories for each pod and
+/// container that had ever been: the collector was never told what had been removed.
+#[test]
+fn what_was_removed_leaves_no_open_cgroup_behind() {
+    let pod = world().pod("stats-forgotten");
+    let (kept, removed) = (pod.idle("kept", |_| {}), pod.idle("removed", |_| {}));
+    of_pod(&pod);
+    assert!(!open_directories(&[&removed.id]).is_empty(), "nothing is remembered");
+    removed.stop(0).unwrap();
+    removed.remove().unwrap();
+    assert_eq!(open_directories(&[&removed.id]), Vec::<String>::new());
+    assert!(!open_directories(&[&kept.id]).is_empty(), "too much is forgotten");
+    let (pod_id, kept_id) = (pod.id.clone(), kept.id.clone());
+    pod.try_stop().unwrap();
+    pod.try_remove().unwrap();
+    assert_eq!(
+        open_directories(&[&kept_id, &pod_id, "stats-forgotten"]),
+        Vec::<String>::new()
+    );
+}

@@ -1,13 +1,12 @@
 //! Tokens, and clients that do not behave.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
 
 use crisp::cri::{ExecRequest, NamespaceMode};
 use tonic::Code;
 
 use crate::node::Node;
+use crate::wire::upgrade;
 
 fn request(container: &str) -> ExecRequest {
     ExecRequest {
@@ -16,28 +15,6 @@ fn request(container: &str) -> ExecRequest {
         stdout: true,
         ..ExecRequest::default()
     }
-}
-
-/// The status line of the answer to an upgrade of `url`, and the connection.
-fn upgrade(url: &str) -> (String, TcpStream) {
-    let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
-    let mut connection = TcpStream::connect(host).unwrap();
-    connection.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    let head = format!(
-        "POST /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
-         X-Stream-Protocol-Version: v4.channel.k8s.io\r\nContent-Length: 0\r\n\r\n"
-    );
-    connection.write_all(head.as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        connection.read_exact(&mut byte).unwrap();
-        answer.push(byte[0]);
-    }
-    (
-        String::from_utf8(answer).unwrap().lines().next().unwrap().to_owned(),
-        connection,
-    )
 }
 
 #[test]
@@ -57,6 +34,8 @@ fn a_token_is_for_one_use_one_purpose_and_not_to_be_guessed() {
     assert!(upgrade(&first).0.contains("404"), "a second time");
     assert!(upgrade(&format!("{}0", url())).0.contains("404"), "a guess");
     assert!(first.starts_with("http://127.0.0.1:"), "{first}");
+    let (token, log) = (first.rsplit('/').next().unwrap(), node.log());
+    assert!(log.contains("rpc=\"Exec\"") && !log.contains(token), "at no level");
 }
 
 #[test]

@@ -2,7 +2,14 @@
 
 mod attach;
 mod exec;
+#[path = "../support/handlers.rs"]
+mod handlers;
 mod limits;
 mod node;
 mod port_forward;
 mod registry;
+mod spdy;
+mod stalled;
+mod tls;
+mod websocket;
+mod wire;

@@ -7,11 +7,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crisp::cri::image_service_client::ImageServiceClient;
 use crisp::cri::runtime_service_client::RuntimeServiceClient;
 use crisp::cri::*;
+use crisp::sys::cgroup::{Cgroup, Hierarchy};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::registry;
@@ -45,6 +47,7 @@ fn programs() -> &'static (PathBuf, PathBuf) {
 
 pub struct Node {
     dir: tempfile::TempDir,
+    cgroup: String,
     daemon: Child,
     runtime: tokio::runtime::Runtime,
     image: String,
@@ -53,18 +56,37 @@ pub struct Node {
 impl Node {
     /// Takes the calling thread, and all it starts from here on, into a network of their own, and starts there.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// As [`Node::start`], with these settings of streaming.
+    pub fn start_with(settings: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), settings)
+    }
+
+    /// As [`Node::start_with`], below a directory in which something is already.
+    pub fn start_in(dir: tempfile::TempDir, settings: &str) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let (bin, _) = programs();
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
         run(Command::new("ip").args(["link", "set", "lo", "up"]));
         let image = registry::serve();
-        let dir = tempfile::tempdir().unwrap();
         let log = File::create(dir.path().join("crispd.log")).unwrap();
+        let config = dir.path().join("crisp.toml");
+        std::fs::write(&config, format!("[streaming]\n{settings}\n")).unwrap();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("/crisp-streaming-{}-{number}", std::process::id());
         let daemon = Command::new(bin.join("crispd"))
+            .arg("--config")
+            .arg(crate::handlers::config(dir.path()))
             .arg("--dir")
             .arg(dir.path().join("crisp"))
             .arg("--lib-dir")
             .arg(bin)
-            .args(["--network", "embedded", "--log", "info,crisp::streaming=debug"])
+            .arg("--config")
+            .arg(config)
+            .args(["--cgroup-parent", &cgroup])
+            .args(["--network", "embedded", "--log", "debug,crisp=trace"])
             .stdin(Stdio::null())
             .stderr(log)
             .spawn()
@@ -76,6 +98,7 @@ impl Node {
             .unwrap();
         let node = Self {
             dir,
+            cgroup,
             daemon,
             runtime,
             image,
@@ -96,6 +119,23 @@ impl Node {
         node.wait(async { ImageServiceClient::new(node.channel().await).pull_image(pull).await })
             .expect("pull");
         node
+    }
+
+    /// Where the test may put what it needs.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What crispd has said so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("crispd.log")).unwrap_or_default()
+    }
+
+    /// The daemon's resident memory, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     fn socket(&self) -> PathBuf {
@@ -144,7 +184,7 @@ impl Node {
             };
             let request = RunPodSandboxRequest {
                 config: Some(config),
-                ..RunPodSandboxRequest::default()
+                runtime_handler: crate::handlers::handler(),
             };
             self.client()
                 .await
@@ -195,12 +235,29 @@ impl Node {
     }
 
     pub fn is_running(&self, container: &str) -> bool {
+        self.status(container).status.unwrap().state() == ContainerState::ContainerRunning
+    }
+
+    pub fn status(&self, container: &str) -> ContainerStatusResponse {
         let request = ContainerStatusRequest {
             container_id: container.to_owned(),
-            verbose: false,
+            verbose: true,
         };
         let answer = self.wait(async { self.client().await.container_status(request).await });
-        answer.unwrap().into_inner().status.unwrap().state() == ContainerState::ContainerRunning
+        answer.unwrap().into_inner()
+    }
+
+    /// The URL of an exec of `words`; `change` says which streams.
+    pub fn exec_url(&self, container: &str, words: &[&str], change: impl FnOnce(&mut ExecRequest)) -> String {
+        let mut request = ExecRequest {
+            container_id: container.to_owned(),
+            cmd: words.iter().map(|word| word.to_string()).collect(),
+            stdout: true,
+            ..ExecRequest::default()
+        };
+        change(&mut request);
+        let answer = self.wait(async { self.client().await.exec(request).await });
+        answer.expect("exec").into_inner().url
     }
 
     /// Runs a command without streaming, and gives its output.
@@ -258,9 +315,18 @@ impl Drop for Node {
         });
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
-        if std::thread::panicking() || ended.is_err() {
+        let emptied = Hierarchy::detect()
+            .and_then(|hierarchy| Cgroup::open(&hierarchy, &self.cgroup))
+            .and_then(|cgroup| cgroup.kill().and_then(|_| cgroup.remove()));
+        if std::thread::panicking() || ended.is_err() || emptied.is_err() {
             let log = std::fs::read_to_string(self.dir.path().join("crispd.log")).unwrap_or_default();
-            eprintln!("{ended:?}; crispd said:\n{log}");
+            let lines: Vec<&str> = log.lines().filter(|line| line.contains("crisp::")).collect();
+            let last = &lines[lines.len().saturating_sub(60)..];
+            eprintln!("{ended:?}, {emptied:?}; at the end crispd said:\n{}", last.join("\n"));
+        }
+        if !std::thread::panicking() {
+            ended.expect("pods can be stopped and removed");
+            emptied.expect("their cgroups are empty");
         }
     }
 }

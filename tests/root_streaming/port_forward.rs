@@ -155,6 +155,20 @@ fn a_slow_connection_does_not_hold_up_the_others() {
 }
 
 #[test]
+fn listeners_of_either_family_in_the_pod_are_reached() {
+    let node = Node::start();
+    let pod = node.pod(NamespaceMode::Pod);
+    let servers = "nc -ll -s 127.0.0.1 -p 80 -e sh -c 'echo four' & nc -ll -s ::1 -p 81 -e sh -c 'echo six'";
+    node.container(&pod, &["sh", "-c", servers], |_| {});
+    for transport in ["spdy", "websocket"] {
+        for (port, said) in [(80, "four"), (81, "six")] {
+            let forwarding = Forwarding::new(&node, transport, &pod, port);
+            assert_eq!(text(&mut forwarding.connect()).trim(), said, "{transport}");
+        }
+    }
+}
+
+#[test]
 fn a_pod_that_listens_on_ipv6_only_is_reached_and_nobody_listening_is_told() {
     let node = Node::start();
     let pod = node.pod(NamespaceMode::Node);

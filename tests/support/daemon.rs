@@ -160,6 +160,7 @@ impl Machine {
             .open(self.log())
             .expect("a log");
         let mut command = Command::new(programs().join("crispd"));
+        command.arg("--config").arg(crate::handlers::config(self.dir()));
         command.arg("--dir").arg(self.state_dir());
         command.args([
             "--cgroup-parent",

@@ -14,6 +14,7 @@ use oci_spec::runtime::{
 
 use crate::cri;
 
+pub mod bundle;
 pub mod devices;
 pub mod error;
 pub mod host;
@@ -51,6 +52,8 @@ pub struct Input<'a> {
     pub namespaces: &'a JoinPaths,
     /// On cgroup v1, the container's own cgroup in each hierarchy; empty on v2.
     pub cgroup_mounts: &'a [CgroupMount],
+    /// An external runtime makes it, which mounts cgroups itself, of either version.
+    pub external: bool,
     /// What [`devices::lookup`] found for this container.
     pub devices: &'a [Device],
     pub host: &'a HostFacts,

@@ -80,7 +80,7 @@ impl Bind {
     }
 
     /// The mount in the OCI specification; `index` is the bind's own.
-    fn to_mount(&self, index: usize) -> Mount {
+    pub(super) fn to_mount(&self, index: usize) -> Mount {
         let mut options = vec!["rbind".to_owned()];
         for (set, option) in [
             (self.read_only, "ro"),

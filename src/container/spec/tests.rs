@@ -62,6 +62,7 @@ impl World {
             hostname: "pod",
             namespaces: &self.namespaces,
             cgroup_mounts: &self.cgroup_mounts,
+            external: false,
             devices: &self.devices,
             host: &self.host,
         })

@@ -112,7 +112,6 @@ impl Store {
         };
         let meta = LayerMeta::new(&meta.diff_id, &unpacked);
         meta.write(&scratch, &[])?;
-        rustix::fs::syncfs(&root).map_err(|e| failed("sync")(e.into()))?;
         self.publish_layer(&key, meta, scratch)
     }
 }

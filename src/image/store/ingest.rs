@@ -22,7 +22,8 @@ const PIECES: usize = 4;
 impl Store {
     /// Unpacks one layer and publishes it. Blocks until `reader` is at its end or something failed; `reader` is read
     /// to its end before anything is published, so that its own check of the compressed digest comes first. What
-    /// fails leaves nothing behind. A layer that is here already is not read again.
+    /// fails leaves nothing behind. A layer that is here already is not read again. It survives a power cut only
+    /// once an image with it is recorded.
     ///
     /// # Errors
     /// [`ImageError::Layer`] for everything that is wrong with the layer, [`ImageError::Io`] when the store fails.
@@ -47,7 +48,6 @@ impl Store {
         let unpacked = stream(hex, compression, reader, limits, target).map_err(failed)?;
         let meta = LayerMeta::new(diff_id, &unpacked);
         meta.write(&scratch, &unpacked.implicit)?;
-        rustix::fs::syncfs(&root).map_err(|e| ImageError::io("sync layer", scratch.path())(e.into()))?;
         crate::fault::blocking_point("pull: layer unpacked")?;
         self.publish_layer(hex, meta, scratch)
     }

@@ -7,6 +7,7 @@
 //! manifests/tmp-*                                      an image being recorded
 //! held/<hex of image id>/                              a removed image whose layers a container still needs
 //! trash/*                                              what is being unlinked
+//! boot_id                                              of the boot in which the store was last opened
 //! ```
 //! Things come by rename when they are complete and go by rename into the trash. Neither needs space.
 

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use super::layout::Layout;
-use super::record::{ImageRecord, LayerMeta};
+use super::record::{self, ImageRecord, LayerMeta};
 use super::state::{Layer, State};
 use super::{Store, glob};
 use crate::image::{ImageConfig, ImageError};
@@ -43,6 +43,10 @@ impl Store {
                     layout.discard(&dir)?;
                 }
             }
+        }
+        // A power cut may have taken any part of a layer that no image has been recorded with.
+        if !record::same_boot(layout.root(), &config.boot_id)? {
+            state.discard_orphans(&layout, |_, _| true);
         }
         layout.empty_trash();
         let index = ArcSwap::from_pointee(state.index());

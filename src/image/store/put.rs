@@ -49,6 +49,10 @@ impl Store {
             .filter(|key| !layers.contains(key))
             .collect();
 
+        // One for all layers: each of its own would hold up those that are still being unpacked.
+        if self.snapshot().get(&ImageId::new(&image_id)).is_none() {
+            record::sync_file_system(&self.layout.layers())?;
+        }
         let _commit = self.lock_commits();
         let known = self
             .lock()

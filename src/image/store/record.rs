@@ -24,6 +24,7 @@ const IMPLICIT: &str = "implicit";
 const IMAGE_RECORD: &str = "record.json";
 const CONFIG: &str = "config.json";
 const MANIFEST: &str = "manifest.json";
+const BOOT: &str = "boot_id";
 
 /// A layer's record. It is written into the layer before the layer is published.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ impl LayerMeta {
         }
     }
 
-    /// Writes it, and the names of the implicit directories. The caller syncs the file system before publishing.
+    /// Writes it, and the names of the implicit directories.
     pub(super) fn write(&self, scratch: &Scratch, implicit: &[Vec<u8>]) -> Result<(), ImageError> {
         let names = scratch.path().join(IMPLICIT);
         if !implicit.is_empty() {
@@ -178,6 +179,24 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), ImageError> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(ImageError::io("sync", dir))
+}
+
+/// Brings to the disk whatever the file system of `dir` has not written yet.
+pub(super) fn sync_file_system(dir: &Path) -> Result<(), ImageError> {
+    File::open(dir)
+        .and_then(|dir| Ok(rustix::fs::syncfs(&dir)?))
+        .map_err(ImageError::io("sync the file system of", dir))
+}
+
+/// Whether the store at `root` was last opened since this boot, `boot_id`; from now on it was.
+pub(super) fn same_boot(root: &Path, boot_id: &str) -> Result<bool, ImageError> {
+    let path = root.join(BOOT);
+    let same = read_capped(&path).is_ok_and(|last| last == boot_id.as_bytes());
+    if !same {
+        // Not synced: after a power cut it is old or empty, which both mean another boot.
+        fs::write(&path, boot_id).map_err(ImageError::io("write", &path))?;
+    }
+    Ok(same)
 }
 
 fn to_json<T: Serialize>(record: &T) -> Vec<u8> {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::conflist::Plugin;
 use crate::network::Attachment;
+use crate::network::bandwidth::Bandwidth;
 
 /// The pod's identity in the form that Kubernetes' plugins expect.
 pub fn arguments(attachment: &Attachment) -> String {
@@ -56,55 +57,17 @@ fn dns(attachment: &Attachment) -> Option<Value> {
 
 /// The bandwidth plugin wants a burst with each rate, in bits; the largest it takes leaves the rate alone to decide.
 const BURST_BITS: u32 = i32::MAX as u32;
-/// Below a kilobit, or above a petabit, per second is taken for a mistake, as Kubernetes does.
-const RATE: std::ops::RangeInclusive<u64> = 1_000..=1_000_000_000_000_000;
 
 fn bandwidth(attachment: &Attachment) -> Option<Value> {
+    let asked = Bandwidth::of(attachment);
     let mut limits = Map::new();
-    for direction in ["ingress", "egress"] {
-        let Some(text) = attachment
-            .annotations
-            .get(&format!("kubernetes.io/{direction}-bandwidth"))
-        else {
-            continue;
-        };
-        match quantity(text).filter(|rate| RATE.contains(rate)) {
-            Some(rate) => {
-                limits.insert(format!("{direction}Rate"), rate.into());
-                limits.insert(format!("{direction}Burst"), BURST_BITS.into());
-            }
-            None => tracing::warn!(sandbox_id = %attachment.sandbox_id, direction, %text, "ignoring a bandwidth"),
+    for (direction, rate) in [("ingress", asked.ingress), ("egress", asked.egress)] {
+        if let Some(rate) = rate {
+            limits.insert(format!("{direction}Rate"), rate.into());
+            limits.insert(format!("{direction}Burst"), BURST_BITS.into());
         }
     }
     (!limits.is_empty()).then(|| limits.into())
-}
-
-/// A Kubernetes quantity that is a whole positive number: digits, a fraction, a suffix or an exponent.
-fn quantity(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let scale = match suffix {
-        "" => 1.0,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "E" => 1e18,
-        "Ki" => 2f64.powi(10),
-        "Mi" => 2f64.powi(20),
-        "Gi" => 2f64.powi(30),
-        "Ti" => 2f64.powi(40),
-        "Pi" => 2f64.powi(50),
-        "Ei" => 2f64.powi(60),
-        exponent => 10f64.powi(exponent.strip_prefix(['e', 'E'])?.parse().ok()?),
-    };
-    let value = number.parse::<f64>().ok()? * scale;
-    (value.is_finite() && value >= 0.0 && value <= 2f64.powi(63)).then_some(value.ceil() as u64)
 }
 
 #[cfg(test)]
@@ -113,22 +76,6 @@ mod tests {
     use crate::model::SandboxId;
     use crate::network::cni::conflist::ConfList;
     use crate::network::{Dns, PortMapping, Protocol};
-
-    #[test]
-    fn quantities() {
-        for (text, expected) in [
-            ("10M", Some(10_000_000)),
-            ("1Gi", Some(1 << 30)),
-            ("1.5k", Some(1500)),
-            ("2e3", Some(2000)),
-            ("7", Some(7)),
-        ] {
-            assert_eq!(quantity(text), expected, "{text}");
-        }
-        for text in ["", "M", "-1M", "1X", "1e", "1.2.3", "9e99"] {
-            assert_eq!(quantity(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn a_plugin_is_told_what_it_can_take_and_no_more() {

@@ -62,6 +62,19 @@ pub fn find(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
     }
 }
 
+/// Whether the calling thread's namespace has a link called `name`. Unlike the netlink requests this waits for nobody
+/// who changes links.
+pub fn exists(name: &str) -> io::Result<bool> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    match name_to_index(&socket, name) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::NODEV) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// The link with the index `index`.
 pub fn by_index(socket: &mut Socket, index: u32) -> io::Result<Option<Link>> {
     Ok(read(&socket.get(Message::new(
@@ -218,16 +231,29 @@ pub fn remove(socket: &mut Socket, name: &str) -> io::Result<()> {
     }
 }
 
+/// Takes an address from the link `index`. Fine if it does not have it.
+pub fn remove_address(socket: &mut Socket, index: u32, ip: IpAddr, subnet: &Subnet) -> io::Result<()> {
+    let message = address_message(libc::RTM_DELADDR, ACK, index, ip, subnet);
+    match socket.send(&mut [message]) {
+        Err(error) if errno(&error) == Some(libc::EADDRNOTAVAIL) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
 /// The message that gives the link `index` an address. IPv6 without duplicate address detection: addresses here come
 /// from one allocator, and a pod's should work from its first moment.
 pub fn address(index: u32, ip: IpAddr, subnet: &Subnet) -> Message {
+    address_message(libc::RTM_NEWADDR, ACK | CREATE | REPLACE, index, ip, subnet)
+}
+
+fn address_message(kind: u16, how: u16, index: u32, ip: IpAddr, subnet: &Subnet) -> Message {
     let (family, flags) = match ip {
         IpAddr::V4(_) => (libc::AF_INET, 0),
         IpAddr::V6(_) => (libc::AF_INET6, libc::IFA_F_NODAD as u8),
     };
     let mut fixed = vec![family as u8, subnet.prefix(), flags, libc::RT_SCOPE_UNIVERSE];
     fixed.extend_from_slice(&index.to_ne_bytes());
-    let mut message = Message::new(libc::RTM_NEWADDR, ACK | CREATE | REPLACE, &fixed);
+    let mut message = Message::new(kind, how, &fixed);
     message
         .attr(libc::IFA_LOCAL, &octets(ip))
         .attr(libc::IFA_ADDRESS, &octets(ip));

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ pub struct EmbeddedConfig {
     pub subnets: Vec<Subnet>,
     /// With no `subnets`: choose an IPv6 network, too.
     pub dual_stack: bool,
+    /// How long bridge and table stay without pods.
+    pub idle: Duration,
 }
 
 /// What the instance uses: written before anything is made by it, so that a later daemon, configured otherwise, still
@@ -30,7 +33,21 @@ pub struct EmbeddedConfig {
 pub struct Layout {
     pub bridge: String,
     pub table: String,
+    /// New pods get an address of each.
     pub subnets: Vec<Subnet>,
+    /// Those that new pods got before; some still have their addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired: Vec<Subnet>,
+    /// The networks have changed, and not everything in the kernel has followed yet.
+    #[serde(default)]
+    pub unsettled: bool,
+}
+
+impl Layout {
+    /// Every network that a pod may have an address of.
+    pub fn all(&self) -> impl Iterator<Item = &Subnet> {
+        self.subnets.iter().chain(&self.retired)
+    }
 }
 
 /// IPv4 networks to try, in this order. None of Kubernetes' usual ones (10.96.0.0/12, 10.244.0.0/16) is among them.
@@ -224,6 +241,8 @@ mod tests {
             bridge: "b".into(),
             table: "t".into(),
             subnets: vec![subnet("10.93.0.0/16")],
+            retired: Vec::new(),
+            unsettled: false,
         };
         assert_eq!(chosen(&[], Some(&previous)).unwrap(), "10.93.0.0/16");
         assert_eq!(chosen(&["10.93.0.0/24"], Some(&previous)).unwrap(), "10.88.0.0/16");

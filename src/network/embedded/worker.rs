@@ -5,13 +5,15 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use super::departures::Departures;
 use super::leases::{Lease, Leases};
 use super::link::{self, Bridge, Link, Veth};
 use super::nft::{forward, hostports, table};
 use super::plan::{EmbeddedConfig, Layout, LayoutFile, is_veth_name, veth_name};
 use super::subnet::Subnet;
-use super::{conntrack, route, sysctl};
+use super::{conntrack, route, shape, sysctl};
 use crate::model::SandboxId;
+use crate::network::bandwidth::Bandwidth;
 use crate::network::{Attached, Attachment, NetworkError, PortMapping, Protocol, error, netns};
 use crate::sys::netlink::{Family, Socket};
 
@@ -19,9 +21,9 @@ const POD_LINK: &str = "eth0";
 const DEFAULT_MTU: u32 = 1500;
 
 /// Both sockets, opened by the network thread itself.
-struct Sockets {
-    route: Socket,
-    filter: Socket,
+pub(super) struct Sockets {
+    pub(super) route: Socket,
+    pub(super) filter: Socket,
 }
 
 /// State of the embedded network; what is on disk and in the kernel is the truth.
@@ -29,25 +31,13 @@ pub struct Worker {
     config: EmbeddedConfig,
     pod_cidrs: Vec<Subnet>,
     file: LayoutFile,
-    layout: Option<Layout>,
-    leases: Leases,
+    pub(super) layout: Option<Layout>,
+    pub(super) leases: Leases,
+    pub(super) departures: Departures,
     sockets: Option<Sockets>,
 }
 
-/// The removal of a pod's link.
-pub struct Unlink {
-    socket: Socket,
-    name: String,
-}
-
-impl Unlink {
-    /// Removes it. Fine if it is gone.
-    pub fn run(&mut self) -> Result<(), NetworkError> {
-        link::remove(&mut self.socket, &self.name).map_err(kernel("remove link", &self.name))
-    }
-}
-
-fn kernel(op: &'static str, subject: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
+pub(super) fn kernel(op: &'static str, subject: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
     let subject = subject.into();
     move |source| NetworkError::Kernel { op, subject, source }
 }
@@ -64,6 +54,7 @@ impl Worker {
             file,
             layout,
             leases,
+            departures: Departures::new(config.idle),
             sockets: None,
         })
     }
@@ -80,7 +71,7 @@ impl Worker {
         self.pod_cidrs = subnets;
     }
 
-    fn sockets(&mut self) -> Result<&mut Sockets, NetworkError> {
+    pub(super) fn sockets(&mut self) -> Result<&mut Sockets, NetworkError> {
         if self.sockets.is_none() {
             let route = Socket::open(Family::Route).map_err(kernel("open", "an rtnetlink socket"))?;
             let filter = Socket::open(Family::Netfilter).map_err(kernel("open", "an nfnetlink socket"))?;
@@ -116,7 +107,7 @@ impl Worker {
             if attachment.ports[..n].iter().any(|other| other.collides(port)) {
                 return taken(port, &attachment.sandbox_id);
             }
-            for (_, lease) in self.leases.iter() {
+            for (_, lease) in self.staying() {
                 if lease.ports.iter().any(|other| other.collides(port)) {
                     return taken(port, &lease.sandbox_id);
                 }
@@ -132,6 +123,7 @@ impl Worker {
             path: attachment.netns.clone(),
             source,
         })?;
+        self.departures.wanted();
         let (bridge, layout) = self.ensure()?;
         let lease = Lease {
             sandbox_id: id.clone(),
@@ -150,8 +142,14 @@ impl Worker {
             bridge: &bridge,
             alias: id.as_str(),
         };
+        let bandwidth = Bandwidth::of(attachment);
         link::create_veth(&mut self.sockets()?.route, &veth).map_err(kernel("create link", &name))?;
-        netns::run_in(&netns, || configure_pod(&ips)).map_err(kernel("configure the pod's end of", &name))?;
+        if let Some(rate) = bandwidth.ingress {
+            let route = &mut self.sockets()?.route;
+            limit(route, &name, rate).map_err(kernel("limit the bandwidth of", &name))?;
+        }
+        netns::run_in(&netns, || configure_pod(&ips, bandwidth.egress))
+            .map_err(kernel("configure the pod's end of", &name))?;
         if !lease.ports.is_empty() {
             let entries = entries(ips.iter().map(|(ip, _)| (*ip, &lease)));
             let filter = &mut self.sockets()?.filter;
@@ -176,44 +174,36 @@ impl Worker {
         }
     }
 
-    /// Disconnects a pod. Idempotent.
-    pub fn del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
-        let mut unlink = self.begin_del(id)?;
-        unlink.run()?;
-        self.finish_del(id)
+    /// Leases of pods that have not had their DEL.
+    fn staying(&self) -> impl Iterator<Item = (IpAddr, &Lease)> {
+        self.leases
+            .iter()
+            .filter(|(_, lease)| !self.departures.has(&lease.sandbox_id))
     }
 
-    /// The first step of DEL: no host port leads to the pod any more. What is to be done next takes the kernel
-    /// milliseconds of waiting (for all readers of the link), so it can be done on another thread.
-    pub fn begin_del(&mut self, id: &SandboxId) -> Result<Unlink, NetworkError> {
-        if self
-            .leases
-            .iter()
-            .any(|(_, lease)| lease.sandbox_id == *id && !lease.ports.is_empty())
-        {
+    /// Disconnects a pod, and waits for the kernel until nothing of it is left. Idempotent.
+    fn del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.begin_del(id)?;
+        self.end_now(id)
+    }
+
+    /// DEL but for its end: no host port leads to the pod any more, and its link and addresses go soon. Idempotent.
+    pub fn begin_del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
+        if self.departures.has(id) {
+            return Ok(());
+        }
+        let held = |lease: &Lease| lease.sandbox_id == *id && !lease.ports.is_empty();
+        if self.leases.iter().any(|(_, lease)| held(lease)) {
             let table = self.names().1;
             hostports::remove(&mut self.sockets()?.filter, &table, |holder| holder == id.as_str())
                 .map_err(kernel("remove host ports from", table))?;
+            let held = self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id);
+            let translated = held.filter(|(_, lease)| lease.ports.iter().any(|port| port.protocol == Protocol::Udp));
+            let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
+            self.forget(conntrack::forget_translated, &ips);
         }
-        let socket = Socket::open(Family::Route).map_err(kernel("open", "an rtnetlink socket"))?;
-        Ok(Unlink {
-            socket,
-            name: veth_name(id),
-        })
-    }
-
-    /// The last step of DEL: nothing uses the addresses any more, so they are given back.
-    pub fn finish_del(&mut self, id: &SandboxId) -> Result<(), NetworkError> {
-        let held = self.leases.iter().filter(|(_, lease)| lease.sandbox_id == *id);
-        let translated = held.filter(|(_, lease)| lease.ports.iter().any(|port| port.protocol == Protocol::Udp));
-        let ips: Vec<IpAddr> = translated.map(|(ip, _)| ip).collect();
-        self.forget(conntrack::forget_translated, &ips);
-        self.leases.release(id)?;
-        if self.leases.is_empty() {
-            self.dismantle()
-        } else {
-            Ok(())
-        }
+        self.departures.begin(id);
+        Ok(())
     }
 
     /// Frees everything that no sandbox of `valid` owns.
@@ -222,7 +212,7 @@ impl Worker {
             .leases
             .iter()
             .map(|(_, l)| l.sandbox_id.clone())
-            .filter(|id| !valid.contains(id))
+            .filter(|id| !valid.contains(id) && !self.departures.has(id))
             .collect();
         for id in gone {
             tracing::info!(sandbox_id = %id, "freeing the addresses of a pod that is no more");
@@ -259,7 +249,10 @@ impl Worker {
         let (name, _) = self.names();
         let found = link::find(&mut self.sockets()?.route, &name).map_err(kernel("find link", &name))?;
         let (bridge, layout) = match (found, self.layout.clone()) {
-            (Some(bridge), Some(layout)) if is_ours(&bridge, &layout) => (bridge, layout),
+            (Some(bridge), Some(layout)) if is_ours(&bridge, &layout) => {
+                let layout = self.renumbered(&bridge, layout)?;
+                (bridge, layout)
+            }
             (Some(_), _) => return Err(kernel("use bridge", name)(io::ErrorKind::AlreadyExists.into())),
             (None, Some(layout)) if !self.leases.is_empty() => (self.create_bridge(&layout)?, layout),
             (None, _) => {
@@ -271,9 +264,10 @@ impl Worker {
         forward::open(filter, &layout.bridge, &alias(&layout))
             .map_err(kernel("open the firewall for", &layout.bridge))?;
         if !table::exists(filter, &layout.table).map_err(kernel("ask for table", &layout.table))? {
-            let entries = entries(self.leases.iter());
+            let entries = entries(self.staying());
             let filter = &mut self.sockets()?.filter;
-            table::create(filter, &layout.table, &layout.bridge, &layout.subnets)
+            let subnets: Vec<Subnet> = layout.all().copied().collect();
+            table::create(filter, &layout.table, &layout.bridge, &subnets)
                 .map_err(kernel("create table", &layout.table))?;
             hostports::insert(filter, &layout.table, &entries)
                 .map_err(kernel("insert host ports in", &layout.table))?;
@@ -288,12 +282,31 @@ impl Worker {
         let subnets = self
             .config
             .choose(&self.pod_cidrs, &routes.used, self.layout.as_ref())?;
-        let layout = Layout { bridge, table, subnets };
+        let layout = Layout {
+            bridge,
+            table,
+            subnets,
+            retired: Vec::new(),
+            unsettled: false,
+        };
         if self.layout.as_ref() != Some(&layout) {
-            self.file.write(&layout)?;
-            self.layout = Some(layout.clone());
+            self.record(&layout)?;
         }
         Ok(layout)
+    }
+
+    pub(super) fn record(&mut self, layout: &Layout) -> Result<(), NetworkError> {
+        self.file.write(layout)?;
+        self.layout = Some(layout.clone());
+        Ok(())
+    }
+
+    /// The networks that new pods are to get; empty where that is for this instance to choose.
+    pub(super) fn wanted(&self) -> Vec<Subnet> {
+        match self.config.subnets.is_empty() {
+            true => self.pod_cidrs.clone(),
+            false => Vec::new(),
+        }
     }
 
     fn create_bridge(&mut self, layout: &Layout) -> Result<Link, NetworkError> {
@@ -307,7 +320,7 @@ impl Worker {
                 .mtu
                 .unwrap_or(DEFAULT_MTU),
             address: hardware_address(layout.subnets[0].gateway()),
-            ipv6: layout.subnets.iter().any(|subnet| !subnet.is_ipv4()),
+            ipv6: layout.all().any(|subnet| !subnet.is_ipv4()),
         };
         let link = link::create_bridge(route, &bridge).map_err(kernel("create bridge", name))?;
         if let Err(error) = self.set_up(&link, layout) {
@@ -318,7 +331,7 @@ impl Worker {
         Ok(link)
     }
 
-    fn set_up(&mut self, bridge: &Link, layout: &Layout) -> Result<(), NetworkError> {
+    pub(super) fn set_up(&mut self, bridge: &Link, layout: &Layout) -> Result<(), NetworkError> {
         let veths: BTreeSet<String> = self
             .leases
             .iter()
@@ -328,13 +341,12 @@ impl Worker {
         sysctl::quiet_v6(name).map_err(kernel("set up IPv6 of", name))?;
         sysctl::forward_v4()?;
         sysctl::set(&["ipv4", "conf", name, "route_localnet"], "1")?;
-        if layout.subnets.iter().any(|subnet| !subnet.is_ipv4()) {
+        if layout.all().any(|subnet| !subnet.is_ipv4()) {
             sysctl::forward_v6()?;
         }
         let route = &mut self.sockets()?.route;
         let addresses = layout
-            .subnets
-            .iter()
+            .all()
             .map(|subnet| link::address(bridge.index, subnet.gateway(), subnet));
         route
             .send(&mut addresses.collect::<Vec<_>>())
@@ -347,7 +359,7 @@ impl Worker {
     }
 
     /// Removes the table and the bridge: no pod is left. What this instance never made is left alone.
-    fn dismantle(&mut self) -> Result<(), NetworkError> {
+    pub(super) fn dismantle(&mut self) -> Result<(), NetworkError> {
         let Some(layout) = self.layout.clone() else {
             return Ok(());
         };
@@ -393,8 +405,14 @@ fn hardware_address(ip: IpAddr) -> [u8; 6] {
     [0x0a, 0x58, tail[0], tail[1], tail[2], tail[3]]
 }
 
-/// Inside the pod's namespace: addresses, up, the way out.
-fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
+/// Limits what leaves by a link, in bits per second.
+fn limit(socket: &mut Socket, name: &str, rate: u64) -> io::Result<()> {
+    let index = link::find(socket, name)?.ok_or(io::ErrorKind::NotFound)?.index;
+    socket.send(&mut [shape::limit(index, rate)]).map(drop)
+}
+
+/// Inside the pod's namespace: addresses, the limit to what the pod sends, up, the way out.
+fn configure_pod(ips: &[(IpAddr, Subnet)], egress: Option<u64>) -> io::Result<()> {
     sysctl::quiet_v6(POD_LINK)?;
     let mut socket = Socket::open(Family::Route)?;
     if ips.iter().all(|(ip, _)| ip.is_ipv4()) {
@@ -407,6 +425,9 @@ fn configure_pod(ips: &[(IpAddr, Subnet)]) -> io::Result<()> {
             .map(|(ip, subnet)| link::address(index, *ip, subnet))
             .collect::<Vec<_>>(),
     )?;
+    if let Some(rate) = egress {
+        socket.send(&mut [shape::limit(index, rate)])?;
+    }
     link::up(&mut socket, index)?;
     let ways = ips
         .iter()

@@ -178,14 +178,13 @@ pub fn go_away(last_stream: u32, protocol_error: bool) -> Vec<u8> {
 }
 
 /// SYN_STREAM, as a client sends it.
-#[cfg(test)]
-pub fn open(stream: u32, headers: &Headers, fin: bool, packer: &mut Packer) -> Vec<u8> {
+pub fn open(stream: u32, headers: &Headers, fin: bool, packer: &mut Packer) -> Result<Vec<u8>, SpdyError> {
     let mut payload = stream.to_be_bytes().to_vec();
     payload.extend([0; 6]);
-    payload.extend(packer.pack(headers).unwrap());
+    payload.extend(packer.pack(headers)?);
     let mut frame = control(SYN_STREAM, &payload);
     frame[4] = u8::from(fin);
-    frame
+    Ok(frame)
 }
 
 #[cfg(test)]
@@ -207,7 +206,7 @@ mod tests {
     fn frames_come_back() {
         let (mut packer, mut unpacker) = (Packer::default(), Unpacker::default());
         let headers = Headers::from([("streamtype", "stdin")]);
-        let frame = open(3, &headers, true, &mut packer);
+        let frame = open(3, &headers, true, &mut packer).unwrap();
         assert_eq!(
             decode(&frame, &mut unpacker).unwrap(),
             Control::Open {

@@ -59,6 +59,11 @@ impl Headers {
             .and_then(|(_, values)| values.split('\0').next())
     }
 
+    /// Names and values, as they came.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     fn decode(mut block: &[u8]) -> Result<Self, SpdyError> {
         let count = take_number(&mut block)?;
         if count > MAX_HEADERS {
@@ -85,6 +90,12 @@ impl Headers {
             block.extend_from_slice(text.as_bytes());
         }
         block
+    }
+}
+
+impl FromIterator<(String, String)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(headers: I) -> Self {
+        Self(headers.into_iter().collect())
     }
 }
 
@@ -170,6 +181,11 @@ pub struct Packer(Option<Compress>);
 impl Packer {
     /// `headers`, compressed.
     pub fn pack(&mut self, headers: &Headers) -> Result<Vec<u8>, SpdyError> {
+        self.pack_block(&headers.encode())
+    }
+
+    /// A block's bytes, whatever they are, compressed.
+    pub fn pack_block(&mut self, plain: &[u8]) -> Result<Vec<u8>, SpdyError> {
         let failed = |_| SpdyError::Headers {
             why: "cannot be compressed",
         };
@@ -181,11 +197,10 @@ impl Packer {
                 none.insert(fresh)
             }
         };
-        let plain = headers.encode();
         // A flush ends with an empty block of five bytes; incompressible text grows by less than the rest.
         let mut packed = Vec::with_capacity(plain.len() + plain.len() / 100 + 64);
         compress
-            .compress_vec(&plain, &mut packed, FlushCompress::Sync)
+            .compress_vec(plain, &mut packed, FlushCompress::Sync)
             .map_err(failed)?;
         Ok(packed)
     }

@@ -1,8 +1,8 @@
 //! SPDY/3.1, the server's side, as far as Kubernetes uses it: streams that clients open, data both ways, half close,
 //! reset, ping. Written after the public draft; nothing else serves it in Rust.
 
-mod frame;
-mod headers;
+pub mod frame;
+pub mod headers;
 mod session;
 
 use std::io;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadHalf, WriteHalf};
@@ -11,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 use super::SpdyError;
 use super::frame::{self, Control, HEAD, Head};
 use super::headers::{Headers, Packer, Unpacker};
-use crate::streaming::channel::{CHUNK, Feed, IDLE, Link, Outgoing, Reader, Writer, inbound};
+use crate::streaming::channel::{
+    CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame, next_outgoing,
+};
 
 /// The most streams that are open at a time.
 const MAX_STREAMS: usize = 2048;
@@ -31,10 +34,10 @@ pub struct Stream {
     pub writer: Writer,
 }
 
-/// Serves SPDY on `io`.
-pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T) -> Session {
+/// Serves SPDY on `io`, which ends when nothing moves on it for `idle`.
+pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, idle: Duration) -> Session {
     let (read, write) = tokio::io::split(io);
-    let (link, outgoing) = Link::new();
+    let (link, outgoing) = Link::new(idle);
     let open = Arc::new(Open::default());
     let (offer, streams) = mpsc::channel(16);
     let reading = Reading {
@@ -125,13 +128,13 @@ impl Reading {
         let link = self.link.clone();
         let ended = tokio::select! {
             ended = self.read(BufReader::with_capacity(16 << 10, read)) => ended,
-            () = link.activity.idle(IDLE) => Ok(()),
+            () = link.activity.idle(link.idle) => Ok(()),
             () = link.gone.cancelled() => Ok(()),
         };
         if let Err(error) = ended {
             tracing::debug!(error = %crate::model::chain(&error), "a SPDY connection ends");
             if !matches!(error, SpdyError::Io { .. }) {
-                let _ = link.queue.try_send(Outgoing::Close { protocol_error: true });
+                link.fail(Ending::Protocol);
             }
         }
         // Whoever still reads a stream sees its reset, and whoever writes sees that the client is gone.
@@ -261,11 +264,18 @@ async fn write_all<T: AsyncWrite>(
     open: Arc<Open>,
     link: Link,
 ) {
+    let Link {
+        queue,
+        gone,
+        activity,
+        idle,
+        ..
+    } = link;
     // The writer must not keep its own queue open.
-    let Link { gone, activity, .. } = link;
+    drop(queue);
     let mut packer = Packer::default();
     let mut last = 0;
-    while let Some(outgoing) = outgoing.recv().await {
+    while let Some(outgoing) = next_outgoing(&mut outgoing, &gone).await {
         let (head, bytes) = match outgoing {
             Outgoing::Data { stream, bytes } if open.can_send(stream) => {
                 (frame::data(stream, false, bytes.len()).to_vec(), bytes)
@@ -286,18 +296,18 @@ async fn write_all<T: AsyncWrite>(
                 (frame::reset(stream, refused), Bytes::new())
             }
             Outgoing::Pong { id } => (frame::ping(id), Bytes::new()),
-            Outgoing::Close { protocol_error } => {
-                let _ = write.write_all(&frame::go_away(last, protocol_error)).await;
-                let _ = write.shutdown().await;
+            Outgoing::Close { ending } => {
+                let frame = frame::go_away(last, ending != Ending::Normal);
+                let closing = async {
+                    write.write_all(&frame).await?;
+                    write.shutdown().await
+                };
+                let _ = tokio::time::timeout(last_frame(ending, idle), closing).await;
                 return;
             }
         };
         let mut frame = Bytes::from(head).chain(bytes);
-        let written = tokio::select! {
-            written = write.write_all_buf(&mut frame) => written,
-            () = gone.cancelled() => break,
-        };
-        if written.is_err() {
+        if !delivered(write.write_all_buf(&mut frame), &gone, idle).await {
             break;
         }
         activity.touch();
@@ -307,8 +317,8 @@ async fn write_all<T: AsyncWrite>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
     use tokio::io::DuplexStream;
 
     use super::*;
@@ -330,7 +340,8 @@ mod tests {
                 &Headers::from([("streamtype", "data")]),
                 false,
                 &mut self.packer,
-            );
+            )
+            .unwrap();
             self.send(&frame).await;
         }
 
@@ -357,7 +368,7 @@ mod tests {
                 io: theirs,
                 packer: Packer::default(),
             },
-            start(ours),
+            start(ours, Duration::from_secs(3600)),
         )
     }
 
@@ -439,6 +450,80 @@ mod tests {
         client.send(&[0x80, 3, 0, 1, 0, 0, 0, 12]).await;
         client.send(&[1; 12]).await;
         session.link.gone.cancelled().await;
+    }
+
+    /// What a client might send, with a few bytes changed, left out or put in.
+    fn damaged_talk(random: &mut StdRng) -> Vec<u8> {
+        let mut packer = Packer::default();
+        let mut talk = Vec::new();
+        for number in 0..random.random_range(1..20u32) {
+            let stream = 2 * random.random_range(0..=number) + 1;
+            let length = random.random_range(0..3000);
+            match random.random_range(0..8) {
+                0..3 => {
+                    let id = number.to_string();
+                    let headers = Headers::from([("streamtype", "data"), ("port", "80"), ("requestid", id.as_str())]);
+                    talk.extend(frame::open(2 * number + 1, &headers, length % 5 == 0, &mut packer).unwrap());
+                }
+                3..6 => {
+                    talk.extend(frame::data(stream, length % 5 == 0, length));
+                    talk.extend(vec![7; length]);
+                }
+                6 => talk.extend(frame::reset(stream, false)),
+                _ => talk.extend(frame::ping(random.random())),
+            }
+        }
+        for _ in 0..random.random_range(0..4) {
+            let at = random.random_range(0..talk.len());
+            match random.random_range(0..3) {
+                0 => talk[at] = random.random(),
+                1 => talk.truncate(at.max(1)),
+                _ => talk.insert(at, random.random()),
+            }
+        }
+        talk
+    }
+
+    /// Accepts every stream, takes what comes on it, and sends as much back.
+    async fn echo_all(mut session: Session) {
+        let mut echoes = tokio::task::JoinSet::new();
+        while let Some(mut stream) = session.streams.recv().await {
+            echoes.spawn(async move {
+                stream.writer.accept().await;
+                while let Some(bytes) = stream.reader.data().await {
+                    if stream.writer.data(bytes).await.is_err() {
+                        return;
+                    }
+                }
+                stream.writer.end().await;
+            });
+        }
+        while let Some(echo) = echoes.join_next().await {
+            echo.expect("no panic");
+        }
+        session.link.close().await;
+    }
+
+    #[tokio::test]
+    async fn whatever_a_client_sends_its_connection_ends_with_it() {
+        for seed in 0..500 {
+            let talk = damaged_talk(&mut StdRng::seed_from_u64(seed));
+            let (ours, theirs) = tokio::io::duplex(4096);
+            let served = tokio::spawn(echo_all(start(ours, Duration::from_secs(3600))));
+            let (mut read, mut write) = tokio::io::split(theirs);
+            let said = async {
+                // It may be cut off in the middle.
+                let _ = write.write_all(&talk).await;
+                let _ = write.shutdown().await;
+            };
+            let mut heard = tokio::io::sink();
+            let both = async { tokio::join!(said, tokio::io::copy(&mut read, &mut heard)) };
+            let ended = tokio::time::timeout(Duration::from_secs(60), both).await;
+            assert!(ended.is_ok(), "seed {seed}: the connection stays");
+            drop((read, write));
+            let ended = tokio::time::timeout(Duration::from_secs(60), served).await;
+            assert!(matches!(ended, Ok(Ok(()))), "seed {seed}: {ended:?}");
+        }
     }
 
     #[tokio::test]

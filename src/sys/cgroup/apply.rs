@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::hierarchy::Place;
-use super::{Cgroup, DeviceRule, Resources, Warning, file, weight_of_shares};
+use super::{Cgroup, Resources, Warning, file, weight_of_shares};
 
 /// A directory of this cgroup, by the version of its hierarchy.
 pub(super) enum Dir {
@@ -120,24 +120,6 @@ impl Cgroup {
         Ok(())
     }
 
-    fn apply_devices(&self, resources: &Resources, warnings: &mut Vec<Warning>) -> io::Result<()> {
-        if resources.devices.is_empty() {
-            return Ok(());
-        }
-        let Some(Place::V1(root)) = self.hierarchy.place("devices") else {
-            if resources.devices.iter().any(|rule| !rule.allow) {
-                warnings.push(Warning::DevicesNotRestricted);
-            }
-            return Ok(());
-        };
-        let dir = self.dir_below(root);
-        for rule in &resources.devices {
-            let name = if rule.allow { "devices.allow" } else { "devices.deny" };
-            file::write(&dir.join(name), &rule.line()?)?;
-        }
-        Ok(())
-    }
-
     fn apply_unified(&self, resources: &Resources) -> io::Result<()> {
         for (key, value) in &resources.unified {
             let refuse = |why: &str| Err(file::invalid(format!("unified {key:?}: {why}")));
@@ -169,40 +151,6 @@ impl Cgroup {
             }
         }
         Ok(())
-    }
-}
-
-impl DeviceRule {
-    /// Everything, allowed or denied.
-    pub fn all(allow: bool) -> Self {
-        Self {
-            allow,
-            kind: 'a',
-            major: None,
-            minor: None,
-            access: "rwm".to_owned(),
-        }
-    }
-
-    /// `c 1:3 rwm`; for everything just `a`, which also clears the exceptions made so far.
-    fn line(&self) -> io::Result<String> {
-        let access_is_fine = !self.access.is_empty() && self.access.bytes().all(|b| b"rwm".contains(&b));
-        if !matches!(self.kind, 'a' | 'b' | 'c') || !access_is_fine {
-            return Err(file::invalid(format!(
-                "device rule {self:?}: not a kind of device or kind of access"
-            )));
-        }
-        if self.kind == 'a' {
-            return Ok("a".to_owned());
-        }
-        let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
-        Ok(format!(
-            "{} {}:{} {}",
-            self.kind,
-            number(self.major),
-            number(self.minor),
-            self.access
-        ))
     }
 }
 
@@ -238,31 +186,5 @@ fn bandwidth_v2(dir: &Path, quota_us: Option<i64>, period_us: Option<u64>) -> io
     match period_us {
         Some(period) => file::write(&path, &format!("{quota} {period}")),
         None => file::write(&path, &quota),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::DeviceRule;
-
-    #[test]
-    fn device_rules_are_written_as_the_kernel_reads_them() {
-        let rule = |kind, major, minor, access: &str| DeviceRule {
-            allow: true,
-            kind,
-            major,
-            minor,
-            access: access.into(),
-        };
-        assert_eq!(DeviceRule::all(false).line().unwrap(), "a");
-        assert_eq!(rule('c', Some(1), Some(3), "rwm").line().unwrap(), "c 1:3 rwm");
-        assert_eq!(rule('b', None, None, "m").line().unwrap(), "b *:* m");
-        for bad in [
-            rule('x', None, None, "rwm"),
-            rule('c', None, None, ""),
-            rule('c', None, None, "rwx"),
-        ] {
-            assert!(bad.line().is_err(), "{bad:?}");
-        }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::devices::Programs;
 use super::file;
 
 /// What crisp sets limits with or reads figures from. Only these are enabled on cgroup2.
@@ -15,6 +16,7 @@ pub struct Hierarchy {
     v1: Vec<V1>,
     cgroup2: Option<PathBuf>,
     cgroup2_controllers: Vec<String>,
+    device_programs: Programs,
 }
 
 #[derive(Debug)]
@@ -98,6 +100,21 @@ impl Hierarchy {
         }
         let offered = self.cgroup2_controllers.iter().any(|c| c == controller);
         self.cgroup2().filter(|_| offered).map(Place::V2)
+    }
+
+    pub(super) fn device_programs(&self) -> &Programs {
+        &self.device_programs
+    }
+
+    /// This machine as it would be with its cgroup2 hierarchy alone; for tests of what only such machines do.
+    pub fn cgroup2_alone(&self) -> Option<Arc<Self>> {
+        self.cgroup2.as_ref().map(|root| {
+            Arc::new(Self {
+                cgroup2: Some(root.clone()),
+                cgroup2_controllers: self.cgroup2_controllers.clone(),
+                ..Self::default()
+            })
+        })
     }
 
     pub(super) fn cgroup2_offers(&self, controller: &str) -> bool {

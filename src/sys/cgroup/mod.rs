@@ -17,6 +17,8 @@
 mod apply;
 mod child;
 mod create;
+mod detail;
+mod devices;
 mod file;
 mod hierarchy;
 mod kill;
@@ -34,11 +36,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use child::Child;
+pub use detail::page_sizes;
 pub use hierarchy::Hierarchy;
 pub use processes::{JoinFds, oom_kills};
 pub use reader::CgroupReader;
 pub use resources::{DeviceRule, Resources, Warning, weight_of_shares};
-pub use stats::{CgroupStats, CpuStats, IoDevice, MemoryStats, PidsStats, Pressure, Psi, PsiLine, SwapStats};
+pub use stats::{
+    CgroupStats, CpuStats, Detail, Hugepages, IoDevice, MemoryStats, PidsStats, Pressure, Psi, PsiLine, SwapStats,
+};
 
 /// The longest a cgroup path may be, in bytes. The kernel's own bound is that of a path, a page.
 const PATH_BYTES: usize = 2048;

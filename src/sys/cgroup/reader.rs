@@ -14,7 +14,7 @@ use super::{
 };
 
 /// More than any of the files read here has; what exceeds it is not looked at.
-const BUFFER_BYTES: usize = 16 * 1024;
+pub(super) const BUFFER_BYTES: usize = 16 * 1024;
 
 /// The directories of one cgroup, kept open: a reading looks up no long paths and can never meet another cgroup of
 /// the same name. The files are opened for each reading, which costs less than the page of kernel memory that each
@@ -23,10 +23,11 @@ const BUFFER_BYTES: usize = 16 * 1024;
 pub struct CgroupReader {
     /// `cpuacct` and `cpu`, or the cgroup2 directory, which counts CPU time without any controller.
     cpu: Cpu,
-    memory: Option<Version>,
+    pub(super) memory: Option<Version>,
     pids: Option<OwnedFd>,
     io: Option<Version>,
-    cgroup2: Option<OwnedFd>,
+    pub(super) hugetlb: Option<Version>,
+    pub(super) cgroup2: Option<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -37,7 +38,7 @@ enum Cpu {
 }
 
 #[derive(Debug)]
-enum Version {
+pub(super) enum Version {
     V1(OwnedFd),
     V2,
 }
@@ -84,6 +85,7 @@ impl CgroupReader {
             memory: version("memory")?,
             pids: v1("pids")?,
             io,
+            hugetlb: version("hugetlb")?,
             cgroup2,
         })
     }
@@ -167,11 +169,14 @@ impl CgroupReader {
             match key {
                 b"anon" => memory.rss_bytes = value,
                 b"inactive_file" => inactive_file = value,
+                b"file" => memory.cache_bytes = value,
+                b"file_mapped" => memory.mapped_file_bytes = value,
                 b"pgfault" => memory.page_faults = value,
                 b"pgmajfault" => memory.major_page_faults = value,
                 _ => {}
             }
         }
+        (memory.own_page_faults, memory.own_major_page_faults) = (memory.page_faults, memory.major_page_faults);
         memory.working_set_bytes = usage_bytes.saturating_sub(inactive_file);
         memory.limit_bytes = read_number(dir, "memory.max", buffer)?;
         stats.memory = Some(memory);
@@ -251,8 +256,12 @@ fn read_memory_v1(dir: &OwnedFd, stats: &mut CgroupStats, buffer: &mut [u8]) -> 
         match key {
             b"total_rss" => memory.rss_bytes = value,
             b"total_inactive_file" => inactive_file = value,
+            b"total_cache" => memory.cache_bytes = value,
+            b"total_mapped_file" => memory.mapped_file_bytes = value,
             b"total_pgfault" => memory.page_faults = value,
             b"total_pgmajfault" => memory.major_page_faults = value,
+            b"pgfault" => memory.own_page_faults = value,
+            b"pgmajfault" => memory.own_major_page_faults = value,
             _ => {}
         }
     }
@@ -338,12 +347,12 @@ fn now_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-fn read_number(dir: &OwnedFd, name: &str, buffer: &mut [u8]) -> io::Result<Option<u64>> {
+pub(super) fn read_number(dir: &OwnedFd, name: &str, buffer: &mut [u8]) -> io::Result<Option<u64>> {
     Ok(read(dir, name, buffer)?.and_then(parse::number))
 }
 
 /// The content of a file, none if the cgroup has no such file. `NotFound` if the cgroup itself is gone.
-fn read<'a>(dir: &OwnedFd, name: &str, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
+pub(super) fn read<'a>(dir: &OwnedFd, name: &str, buffer: &'a mut [u8]) -> io::Result<Option<&'a [u8]>> {
     let named = |e: rustix::io::Errno| {
         let kind = if e == rustix::io::Errno::NODEV {
             io::ErrorKind::NotFound

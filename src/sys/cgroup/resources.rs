@@ -60,7 +60,7 @@ pub enum Warning {
     },
     /// No hugetlb controller, or none for this page size.
     HugepagesNotLimited { page_size: String },
-    /// Device rules need the v1 controller; this machine has cgroup2 alone.
+    /// Neither the v1 controller nor cgroup2 is mounted.
     DevicesNotRestricted,
 }
 
@@ -79,7 +79,9 @@ impl fmt::Display for Warning {
                     "limit of {page_size} huge pages not enforced: no hugetlb controller for them"
                 )
             }
-            Self::DevicesNotRestricted => f.write_str("device rules not enforced: no v1 devices controller"),
+            Self::DevicesNotRestricted => {
+                f.write_str("device rules not enforced: neither a v1 devices controller nor cgroup2 is mounted")
+            }
         }
     }
 }

@@ -36,8 +36,15 @@ pub struct MemoryStats {
     pub rss_bytes: u64,
     /// None if unlimited.
     pub limit_bytes: Option<u64>,
+    /// Page cache, and what of it is mapped by a process.
+    pub cache_bytes: u64,
+    pub mapped_file_bytes: u64,
+    /// Of the cgroup and all below it.
     pub page_faults: u64,
     pub major_page_faults: u64,
+    /// Of the cgroup alone; cgroup2 does not tell them apart.
+    pub own_page_faults: u64,
+    pub own_major_page_faults: u64,
 }
 
 impl MemoryStats {
@@ -96,4 +103,27 @@ pub struct IoDevice {
     pub write_bytes: u64,
     pub reads: u64,
     pub writes: u64,
+}
+
+/// What is read only for who asks for everything: further files, each none where the kernel has no such file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// The most memory that was ever used, in bytes.
+    pub memory_peak_bytes: Option<u64>,
+    /// How often memory ran into its limit.
+    pub memory_limit_hits: Option<u64>,
+    /// Kernel memory, in bytes.
+    pub kernel_memory_bytes: Option<u64>,
+    /// One for each size of huge pages that the controller counts.
+    pub hugepages: Vec<Hugepages>,
+}
+
+/// Huge pages of one size in use, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hugepages {
+    /// As the kernel names its files: `2MB`.
+    pub page_size: String,
+    pub usage_bytes: u64,
+    /// The most that was ever in use; cgroup2 does not record it.
+    pub peak_bytes: Option<u64>,
 }

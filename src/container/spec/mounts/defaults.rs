@@ -58,7 +58,7 @@ pub fn resolve(input: &Input<'_>, namespaces: &Namespaces, privileged: bool) -> 
         steps.push(kernel("sysfs", "/sys", &["nosuid", "noexec", "nodev", access]));
     }
     let mut readonly_paths = Vec::new();
-    if input.host.cgroup_v2 {
+    if input.host.cgroup_v2 || input.external {
         steps.push(kernel(
             "cgroup",
             "/sys/fs/cgroup",

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use oci_spec::runtime::LinuxSeccomp;
 use sha2::{Digest, Sha256};
 
 use super::super::policy::SeccompSource;
@@ -27,6 +28,16 @@ pub struct SeccompCache {
 }
 
 impl SeccompCache {
+    /// The profile of `source` for a container whose bounding set is `bounding`, for a runtime that compiles it itself. Refused
+    /// as [`SeccompCache::compile`] refuses it: what a runtime does not know it may leave out in silence.
+    pub fn profile(&self, source: &SeccompSource, bounding: u64) -> Result<LinuxSeccomp, SeccompError> {
+        self.compile(source, bounding)?;
+        match source {
+            SeccompSource::RuntimeDefault => Ok(runtime_default::profile(bounding)),
+            SeccompSource::Localhost(path) => profile::parse(path, &profile::read(path)?),
+        }
+    }
+
     /// The filter of `source` for a container whose bounding set is `bounding`. Reads the profile's file each time;
     /// compiling takes milliseconds of CPU.
     pub fn compile(&self, source: &SeccompSource, bounding: u64) -> Result<Arc<[u8]>, SeccompError> {

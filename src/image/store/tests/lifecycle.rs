@@ -322,6 +322,32 @@ fn layers_of_an_unfinished_pull_wait_for_their_grace() {
     place.assert_nothing_left();
 }
 
+/// Layers are on the disk for certain once an image is recorded with them, and not before.
+#[test]
+fn a_boot_takes_the_layers_that_no_image_was_recorded_with() {
+    let place = Place::new();
+    let kept = layer(&place.store, "kept");
+    put(&place.store, "kept:1", "", std::slice::from_ref(&kept));
+    let lost = layer(&place.store, "lost").diff_id.clone();
+    let mut config = ImageConfig::new(place.path());
+    let Place { dir, store } = place;
+    drop(store);
+    let reopened = crate::image::store::Store::open(&config).unwrap();
+    assert!(
+        reopened.has_layer(&lost).is_some(),
+        "the same boot: what is in memory is whole"
+    );
+    drop(reopened);
+    config.boot_id = "another".into();
+    for _ in 0..2 {
+        let store = crate::image::store::Store::open(&config).unwrap();
+        assert!(store.has_layer(&lost).is_none());
+        assert!(store.has_layer(&kept.diff_id).is_some());
+        drop(store);
+    }
+    drop(dir);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_room_sweeps_by_itself() {
     let dir = tempfile::tempdir().unwrap();

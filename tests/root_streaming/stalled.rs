@@ -1,0 +1,218 @@
+//! Clients that take nothing, or nothing for long: the daemon's memory, the limits, the timeouts.
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crisp::cri::{AttachRequest, ExecRequest, NamespaceMode};
+use futures_util::{SinkExt, StreamExt};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio_tungstenite::tungstenite::Message;
+use tonic::Code;
+
+use crate::node::{Node, eventually};
+use crate::wire::{Spdy, WebSocket, connect, upgrade};
+
+/// What a stalled session may cost the daemon: what waits in it, and the kernel's buffers are not even counted there.
+const SESSION_KIB: u64 = 2 << 10;
+
+/// What the daemon's memory may grow by for other reasons.
+const SLACK_KIB: u64 = 24 << 10;
+
+const GIGABYTE: &str = "head -c 1073741824 /dev/zero; touch /done";
+
+fn done(node: &Node, container: &str) -> bool {
+    node.sync(container, "[ -e /done ] && echo yes || echo no") == "yes"
+}
+
+/// Fails if the daemon's memory goes beyond `limit_kib` within a while.
+fn stays_below(node: &Node, limit_kib: u64) {
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        let now = node.resident_kib();
+        assert!(now < limit_kib, "{now} KiB are resident, of {limit_kib}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_gigabyte_for_clients_that_never_read_stays_where_it_is() {
+    const CLIENTS: usize = 8;
+    let node = Node::start();
+    let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
+    let before = node.resident_kib();
+    let gigabyte = ["sh", "-c", GIGABYTE];
+    let more = ["head", "-c", "33554432", "/dev/zero"];
+    // One of each kind has a gigabyte coming, the others more than may wait.
+    let commands = || std::iter::once(&gigabyte[..]).chain(std::iter::repeat_n(&more[..], CLIENTS - 1));
+    let spdy: Vec<Spdy> = commands()
+        .map(|command| Spdy::open(&node.exec_url(&container, command, |_| {}), &["error", "stdout"]))
+        .collect();
+    let websocket: Vec<WebSocket> = commands()
+        .map(|command| node.exec_url(&container, command, |_| {}))
+        .map(|url| node.wait(WebSocket::open(&url, "v5.channel.k8s.io")))
+        .collect();
+    stays_below(&node, before + 2 * CLIENTS as u64 * SESSION_KIB + SLACK_KIB);
+    assert!(!done(&node, &container), "the commands wait for their clients");
+    drop((spdy, websocket));
+    // Without a client the output has nowhere to go, and the commands run to their ends.
+    eventually("the commands have ended", || done(&node, &container));
+}
+
+#[test]
+fn input_for_a_command_that_never_reads_stays_with_the_client() {
+    let node = Node::start();
+    let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
+    let before = node.resident_kib();
+    let mut clients = Vec::new();
+    for transport in ["spdy", "websocket", "spdy", "websocket"] {
+        let zeros = std::fs::File::open("/dev/zero").unwrap();
+        let mut client = node.crictl(["exec", "-i", "-r", transport, &container, "sleep", "1000"]);
+        clients.push(
+            client
+                .stdin(zeros)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
+    }
+    stays_below(&node, before + 4 * 2 * SESSION_KIB + SLACK_KIB);
+    for mut client in clients {
+        assert!(client.try_wait().unwrap().is_none(), "it waits");
+        client.kill().unwrap();
+        client.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_stalled_client_is_let_go_of_whatever_it_says_meanwhile() {
+    let node = Node::start_with("idle_timeout_seconds = 3");
+    let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
+    let command = ["sh", "-c", GIGABYTE];
+    let stalled = Spdy::open(&node.exec_url(&container, &command, |_| {}), &["error", "stdout"]);
+    eventually("the command is done although nobody reads", || done(&node, &container));
+    drop(stalled);
+    node.sync(&container, "rm /done");
+
+    // Pings are no sign that anything is taken.
+    let url = node.exec_url(&container, &command, |_| {});
+    let client = node.wait(WebSocket::open(&url, "v5.channel.k8s.io"));
+    let (mut sink, unread) = client.socket.split();
+    node.wait(async {
+        let pings = async {
+            while sink.send(Message::Ping(b"x".as_slice().into())).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), pings)
+            .await
+            .expect("let go of");
+    });
+    drop(unread);
+    eventually("the command is done", || done(&node, &container));
+    node.sync(&container, "rm /done");
+
+    // A real client that is stopped.
+    let mut crictl = node.crictl(["exec", &container, "sh", "-c", GIGABYTE]);
+    let mut crictl = crictl.spawn().unwrap();
+    crictl.stdout.as_mut().unwrap().read_exact(&mut [0; 4096]).unwrap();
+    kill_process(Pid::from_child(&crictl), Signal::STOP).unwrap();
+    eventually("the command is done", || done(&node, &container));
+    crictl.kill().unwrap();
+    crictl.wait().unwrap();
+}
+
+#[test]
+fn a_session_on_which_nothing_moves_ends() {
+    let node = Node::start_with("idle_timeout_seconds = 2");
+    let pod = node.pod(NamespaceMode::Pod);
+    let container = node.container(&pod, &["cat"], |config| config.stdin = true);
+    let attach = AttachRequest {
+        container_id: container.clone(),
+        stdin: true,
+        stdout: true,
+        ..AttachRequest::default()
+    };
+    let attach = node.wait(async { node.client().await.attach(attach).await });
+    for url in [
+        node.exec_url(&container, &["sleep", "1000"], |request| request.stdin = true),
+        attach.unwrap().into_inner().url,
+    ] {
+        let began = Instant::now();
+        let mut idle = Spdy::open(&url, &["error", "stdin", "stdout"]);
+        while idle.frame().is_some() {}
+        let took = began.elapsed();
+        assert!((2..30).contains(&took.as_secs()), "{took:?}");
+    }
+    // What moves, however little, keeps it.
+    let url = node.exec_url(&container, &["cat"], |request| request.stdin = true);
+    let mut busy = Spdy::open(&url, &["error", "stdin", "stdout"]);
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(500));
+        busy.send(3, false, b"x");
+        assert_eq!(busy.frame().expect("it goes on").1, b"x");
+    }
+    assert!(node.is_running(&container));
+}
+
+#[test]
+fn a_client_that_does_not_go_on_is_not_waited_for() {
+    let node = Node::start_with("creation_timeout_seconds = 2");
+    let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
+    let url = || node.exec_url(&container, &["touch", "/started"], |_| {});
+    let ends = |mut connection: std::net::TcpStream| {
+        let began = Instant::now();
+        let _ = connection.read_to_end(&mut Vec::new());
+        let took = began.elapsed();
+        assert!((1..30).contains(&took.as_secs()), "{took:?}");
+    };
+    let (silent, _, _) = connect(&url());
+    ends(silent);
+    let (mut slow, _, _) = connect(&url());
+    slow.write_all(b"GET /exec HTTP/1.1\r\nHo").unwrap();
+    ends(slow);
+    let (status, no_streams) = upgrade(&url());
+    assert!(status.contains("101"));
+    ends(no_streams);
+    assert_eq!(node.sync(&container, "[ -e /started ] && echo yes || echo no"), "no");
+}
+
+#[test]
+fn so_many_sessions_and_the_next_is_told() {
+    let node = Node::start_with("max_sessions = 2");
+    let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
+    let open = || {
+        Spdy::open(
+            &node.exec_url(&container, &["sleep", "1000"], |_| {}),
+            &["error", "stdout"],
+        )
+    };
+    let first = open();
+    let early = node.exec_url(&container, &["true"], |_| {});
+    let _second = open();
+    let request = ExecRequest {
+        container_id: container.clone(),
+        cmd: vec!["true".to_owned()],
+        stdout: true,
+        ..ExecRequest::default()
+    };
+    let refused = node
+        .wait(async { node.client().await.exec(request).await })
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    assert!(refused.message().contains("2 streaming sessions"), "{refused:?}");
+    assert!(upgrade(&early).0.contains("503"), "by a URL from before");
+    drop(first);
+    eventually("there is room again", || upgrade(&early).0.contains("101"));
+}
+
+#[test]
+fn a_url_that_waited_too_long_is_of_no_use() {
+    let node = Node::start_with("url_lifetime_seconds = 1");
+    let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
+    let url = node.exec_url(&container, &["true"], |_| {});
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(upgrade(&url).0.contains("404"));
+    assert!(upgrade(&node.exec_url(&container, &["true"], |_| {})).0.contains("101"));
+}
