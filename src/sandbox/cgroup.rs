@@ -20,7 +20,7 @@ use crate::cri;
 use crate::fault;
 use crate::model::SandboxId;
 use crate::store::{PodRecord, Scope};
-use crate::sys::cgroup::{Cgroup, Hierarchy, JoinFds};
+use crate::sys::cgroup::{Cgroup, Hierarchy, JoinFds, Resources, weight_of_shares};
 use crate::systemd::{self, Slice, Systemd};
 
 /// The monitor's cgroup in a scope.
@@ -218,6 +218,38 @@ impl Sandboxes {
         }
     }
 
+    /// Has systemd set the limits of the pod's scope.
+    pub(super) async fn limit_scope(
+        &self,
+        record: &PodRecord,
+        scope: &Scope,
+        limits: &Resources,
+    ) -> Result<(), SandboxError> {
+        let (cgroups, path) = (self.parts.cgroups.clone(), record.cgroup_parent.clone());
+        let at = path.clone();
+        let used = blocking(move || Cgroup::open(&cgroups, &at)?.stats());
+        let used = used.await.map_err(|source| SandboxError::Cgroup {
+            op: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let used = used.memory.map_or(0, |memory| memory.usage_bytes);
+        let limits = unit_limits(limits, used).map_err(|what| SandboxError::Invalid {
+            what: format!("resources of pod sandbox {}: {what}", record.id),
+        })?;
+        let failed = |source| SandboxError::Systemd {
+            sandbox_id: record.id.clone(),
+            source,
+        };
+        match &self.parts.cgroup_driver {
+            CgroupDriver::Systemd(systemd) => systemd.limit(&scope.unit, &limits).await.map_err(failed),
+            CgroupDriver::Cgroupfs => {
+                let systemd = Systemd::find().map_err(failed)?;
+                systemd.limit(&scope.unit, &limits).await.map_err(failed)
+            }
+        }
+    }
+
     /// Removes the pod's cgroup parent if crisp made it and nothing is left in it.
     pub(super) async fn remove_cgroup_parent(&self, record: &PodRecord) -> Result<(), SandboxError> {
         let Some(until) = record.cgroup_made_below.clone() else {
@@ -248,6 +280,33 @@ async fn start_scope(systemd: &Systemd, record: &PodRecord, scope: &Scope, pid: 
     started.map_err(|source| SandboxError::Systemd {
         sandbox_id: record.id.clone(),
         source,
+    })
+}
+
+/// `asked` as systemd takes it for a pod that uses `used` bytes of memory now.
+fn unit_limits(asked: &Resources, used: u64) -> Result<systemd::Limits, String> {
+    if asked.cpuset_cpus.is_some() || asked.cpuset_mems.is_some() || !asked.hugepages.is_empty() {
+        return Err("with the driver systemd only CPU time and memory of a whole pod can be changed".to_owned());
+    }
+    if let Some(limit) = asked
+        .memory_limit_bytes
+        .filter(|limit| *limit >= 0 && limit.unsigned_abs() < used)
+    {
+        // The kernel would answer it by killing.
+        return Err(format!("memory limit {limit} is below the {used} bytes in use"));
+    }
+    let swap = match (asked.memory_limit_bytes, asked.memory_swap_limit_bytes) {
+        (_, Some(total)) if total < 0 => Some(-1),
+        (Some(limit), Some(total)) if limit >= 0 && total >= limit => Some(total - limit),
+        (_, Some(total)) => return Err(format!("memory and swap limit {total} without a lower memory limit")),
+        (_, None) => None,
+    };
+    Ok(systemd::Limits {
+        cpu_weight: asked.cpu_shares.map(weight_of_shares),
+        cpu_quota_us: asked.cpu_quota_us,
+        cpu_period_us: asked.cpu_period_us,
+        memory_bytes: asked.memory_limit_bytes,
+        swap_bytes: swap,
     })
 }
 

@@ -104,6 +104,14 @@ impl Bus {
         Ok(())
     }
 
+    pub async fn set_unit_properties(&self, unit: &str, properties: Vec<(&str, Variant<'_>)>) -> zbus::Result<()> {
+        let body = (unit, true, properties);
+        self.connection
+            .call_method(Some(SERVICE), PATH, Some(MANAGER), "SetUnitProperties", &body)
+            .await?;
+        Ok(())
+    }
+
     pub async fn stop_unit(&self, unit: &str) -> zbus::Result<()> {
         self.connection
             .call_method(Some(SERVICE), PATH, Some(MANAGER), "StopUnit", &(unit, "replace"))

@@ -6,6 +6,7 @@
 //! gone systemd removes it, with all cgroups below.
 
 mod bus;
+mod limits;
 mod slice;
 
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::Bus;
+pub use limits::Limits;
 pub use slice::{Slice, SliceError};
 
 /// How long systemd may take for one job.
@@ -90,6 +92,17 @@ impl Systemd {
             SystemdError::Call { op: OP, unit, source }
         })?;
         finished(OP, scope.unit, job).await
+    }
+
+    /// Sets limits of `unit` as a whole, until the node goes down.
+    pub async fn limit(&self, unit: &str, limits: &Limits) -> Result<(), SystemdError> {
+        const OP: &str = "limit";
+        let bus = self.connected().await?;
+        let call = bus.set_unit_properties(unit, limits.properties());
+        within(CALL_DEADLINE, OP, unit, call).await?.map_err(|source| {
+            let unit = unit.to_owned();
+            SystemdError::Call { op: OP, unit, source }
+        })
     }
 
     /// Stops `unit`: systemd ends what is left in it. Fine if there is no such unit.

@@ -215,6 +215,44 @@ fn limits_outlive_a_reload_of_systemd() {
 }
 
 #[test]
+fn limits_of_a_whole_pod_are_systemds_to_set() {
+    let pod = world().pod("pod-limits");
+    let asked = |memory| cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.id.clone(),
+        resources: Some(cri::LinuxContainerResources {
+            cpu_period: 50_000,
+            cpu_quota: 25_000,
+            cpu_shares: 2048,
+            memory_limit_in_bytes: memory,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let update = |memory| ask(world().runtime().update_pod_sandbox_resources(asked(memory)));
+    update(256 << 20).unwrap();
+    let at = directory(&format!("/system.slice/{}", scope_of(&pod)));
+    let check = |when: &str| {
+        for (name, value) in [
+            ("cpu.max", "25000 50000"),
+            ("cpu.weight", "174"),
+            ("memory.max", "268435456"),
+        ] {
+            assert_eq!(
+                fs::read_to_string(at.join(name)).unwrap().trim(),
+                value,
+                "{name} {when}"
+            );
+        }
+    };
+    check("at first");
+    systemctl(&["daemon-reload"]);
+    check("after a reload");
+    let refused = update(4096).expect_err("more is in use");
+    assert!(refused.message().contains("in use"), "{refused}");
+    check("after a refusal");
+}
+
+#[test]
 fn every_container_that_is_killed_for_memory_says_so() {
     let slice = Slice::new("oom");
     for round in 0..4 {

@@ -26,6 +26,7 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
         config.annotations = annotations();
         config.labels.insert("number".into(), n.to_string());
         let record = PodRecord {
+            scope: None,
             id: pod.clone(),
             config,
             runtime_handler: String::new(),
@@ -35,7 +36,6 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
             network: None,
             cgroup_parent: format!("/crisp-test-recorded/{n}"),
             cgroup_made_below: None,
-            scope: None,
         };
         store.create_pod(&record).unwrap();
         let status = PodStatus {
