@@ -6,6 +6,7 @@ All of it happens below one directory, in a network namespace and below a cgroup
 import argparse
 import shutil
 import sys
+import time
 
 from harness import owner, paths, process, tools
 from harness.node.play import Play
@@ -45,7 +46,7 @@ def main():
     except (StepFailed, process.ProcessError, tools.ToolError) as failed:
         print(f"\nthe node test FAILED after {screen.done} steps: {failed}", file=sys.stderr)
         return 1
-    print(f"\nall {screen.done} steps as they should be")
+    print(f"\nall {screen.done} steps as they should be, in {time.monotonic() - screen.began:.1f} s")
     return 0
 
 
