@@ -148,7 +148,7 @@ fn metrics_move_with_what_they_measure() {
     let c = pod.idle("c", |config| {
         let limits = resources(config);
         limits.cpu_period = 100_000;
-        limits.cpu_quota = 40_000;
+        limits.cpu_quota = 20_000;
         limits.cpu_shares = 300;
         limits.memory_limit_in_bytes = 200 << 20;
     });
@@ -162,7 +162,7 @@ fn metrics_move_with_what_they_measure() {
             get("container_spec_cpu_period"),
             get("container_spec_cpu_shares")
         ),
-        (40_000, 100_000, 300)
+        (20_000, 100_000, 300)
     );
     assert_eq!(get("container_spec_memory_limit_bytes"), 200 << 20);
     assert_eq!(
@@ -207,7 +207,8 @@ fn metrics_move_with_what_they_measure() {
     );
     assert!(grown("container_memory_usage_bytes") >= 30 << 20);
     assert!(value(&after, "container_memory_max_usage_bytes", &[]) >= 40 << 20);
-    assert!(grown("container_cpu_cfs_periods_total") > 10 && grown("container_cpu_cfs_throttled_periods_total") > 5);
+    assert!(grown("container_cpu_cfs_periods_total") > 10);
+    assert!(grown("container_cpu_cfs_throttled_periods_total") > 0);
     let faults = |samples: &_| value(samples, "container_memory_failures_total", &["pgfault", "hierarchy"]);
     assert!(faults(&after) > faults(&before) + 1000);
     assert!(value(&after, "container_last_seen", &[]) >= get("container_last_seen"));
