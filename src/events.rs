@@ -256,7 +256,8 @@ mod tests {
         drop(slow);
         // Nobody listens: nothing is kept.
         events.tell(event(5));
-        assert_eq!((events.0.ring().bytes, events.0.ring().told.len()), (0, 0));
+        let kept = events.0.ring().told.len();
+        assert_eq!((events.0.ring().bytes, kept), (0, 0));
         let heavy = small(1000, 10);
         let mut reader = heavy.subscribe();
         heavy.tell(event(7));

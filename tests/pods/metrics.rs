@@ -148,7 +148,7 @@ fn metrics_move_with_what_they_measure() {
     let c = pod.idle("c", |config| {
         let limits = resources(config);
         limits.cpu_period = 100_000;
-        limits.cpu_quota = 40_000;
+        limits.cpu_quota = 20_000;
         limits.cpu_shares = 300;
         limits.memory_limit_in_bytes = 200 << 20;
     });
@@ -162,7 +162,7 @@ fn metrics_move_with_what_they_measure() {
             get("container_spec_cpu_period"),
             get("container_spec_cpu_shares")
         ),
-        (40_000, 100_000, 300)
+        (20_000, 100_000, 300)
     );
     assert_eq!(get("container_spec_memory_limit_bytes"), 200 << 20);
     assert_eq!(
@@ -171,8 +171,7 @@ fn metrics_move_with_what_they_measure() {
     );
     assert!(value(&before, "container_ulimits_soft", &["max_open_files"]) > 0);
     assert!(get("container_file_descriptors") >= 3 && get("container_sockets") == 0);
-    // Five seconds of work by what may take 0.4 of a processor, in the background; a process that holds 20 files and
-    // one that listens; 40 MiB of memory; 3 MB of files.
+    // A process that holds 20 files and one that listens; 40 MiB of memory; 3 MB of files.
     c.sh(
         "dd if=/dev/zero of=/dev/shm/x bs=1M count=40 2>/dev/null; dd if=/dev/zero of=/tmp/f bs=1M count=3 2>/dev/null",
     );
@@ -180,17 +179,25 @@ fn metrics_move_with_what_they_measure() {
     c.sh(&format!(
         "sh -c '{hold} sleep 1000' >/dev/null 2>&1 & nc -l -p 4711 >/dev/null 2>&1 </dev/null &"
     ));
-    assert_eq!(c.exec(&["timeout", "5", "sh", "-c", "while :; do :; done"]).code, 143);
-    let after = eventually("two seconds of work and all processes are seen", || {
-        let now = samples(&pod, &c);
-        let fine = value(&now, "container_cpu_usage_seconds_total", &["total"]) >= 1
-            && value(&now, "container_sockets", &[]) >= 1
-            && now.keys().any(|(name, _)| name == "container_fs_usage_bytes")
-            && now
-                .iter()
-                .any(|((name, _), value)| name == "container_fs_usage_bytes" && *value >= 3_000_000);
-        fine.then_some(now)
+    let seen = |what: &str, enough: &dyn Fn(&BTreeMap<(String, Vec<String>), u64>) -> bool| {
+        eventually(what, || Some(samples(&pod, &c)).filter(enough));
+    };
+    seen("a socket", &|now| value(now, "container_sockets", &[]) >= 1);
+    seen("the files", &|now| {
+        let mut figures = now.iter();
+        figures.any(|((name, _), value)| name == "container_fs_usage_bytes" && *value >= 3_000_000)
     });
+    // Work until it shows, on a machine that does a lot else.
+    let mut after = samples(&pod, &c);
+    for _ in 0..60 {
+        if value(&after, "container_cpu_usage_seconds_total", &["total"]) >= 2 {
+            break;
+        }
+        let script = "while :; do :; done";
+        assert_eq!(c.exec(&["timeout", "2", "sh", "-c", script]).code, 143);
+        after = samples(&pod, &c);
+    }
+    assert!(value(&after, "container_cpu_usage_seconds_total", &["total"]) >= 2);
     let grown = |name: &str| value(&after, name, &[]).saturating_sub(value(&before, name, &[]));
     assert!(grown("container_processes") >= 2 && grown("container_threads") >= 2);
     assert!(
@@ -200,7 +207,8 @@ fn metrics_move_with_what_they_measure() {
     );
     assert!(grown("container_memory_usage_bytes") >= 30 << 20);
     assert!(value(&after, "container_memory_max_usage_bytes", &[]) >= 40 << 20);
-    assert!(grown("container_cpu_cfs_periods_total") > 10 && grown("container_cpu_cfs_throttled_periods_total") > 5);
+    assert!(grown("container_cpu_cfs_periods_total") > 10);
+    assert!(grown("container_cpu_cfs_throttled_periods_total") > 0);
     let faults = |samples: &_| value(samples, "container_memory_failures_total", &["pgfault", "hierarchy"]);
     assert!(faults(&after) > faults(&before) + 1000);
     assert!(value(&after, "container_last_seen", &[]) >= get("container_last_seen"));
