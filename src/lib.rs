@@ -15,6 +15,7 @@
 //! - [`handler`]: runtime handlers: libcontainer, and the OCI runtimes that are configured.
 //! - [`store`]: the records of pods and containers on disk.
 //! - [`events`]: container events and their subscribers.
+//! - [`systemd`]: asks systemd for the scopes of pods.
 //! - [`config`]: raw file and flags to validated settings.
 //! - [`cri`]: the generated CRI.
 //! - [`sys`]: the kernel, fenced: the only room with `unsafe`.
@@ -64,5 +65,7 @@ pub mod stats;
 pub mod store;
 #[cfg(feature = "daemon")]
 pub mod streaming;
+#[cfg(feature = "daemon")]
+pub mod systemd;
 #[cfg(feature = "daemon")]
 pub mod undo;

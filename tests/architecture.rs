@@ -22,6 +22,7 @@ const EVERYTHING: &[&str] = &[
     "store",
     "streaming",
     "sys",
+    "systemd",
     "undo",
 ];
 
@@ -33,7 +34,8 @@ const TABLE: &[(&str, &[&str])] = &[
     ("operation", &[]),
     ("fault", &[]),
     ("cri", &[]),
-    ("config", &["model"]),
+    ("systemd", &[]),
+    ("config", &["model", "systemd"]),
     ("events", &["model", "cri"]),
     ("handler", &["model", "sys"]),
     ("store", &["model", "cri", "sys"]),
@@ -65,6 +67,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "cri",
             "config",
             "sys",
+            "systemd",
             "undo",
             "operation",
             "fault",

@@ -13,9 +13,13 @@ class Crisp(Runtime):
     # The names of its external runtimes.
     handlers = ()
 
+    def __init__(self, *where, cgroup_driver="cgroupfs", **how):
+        self.cgroup_driver = cgroup_driver
+        super().__init__(*where, **how)
+
     def prepare(self):
         self.socket = self.directory / "run" / "crisp.sock"
-        self._options = ["--dir", self.directory, "--lib-dir", paths.BIN]
+        self._options = ["--dir", self.directory, "--lib-dir", paths.BIN, "--cgroup-driver", self.cgroup_driver]
         if self.handlers:
             config = self.directory / "crisp.toml"
             config.write_text("".join(f"[runtimes.{name}]\npath = '{HANDLERS[name]}'\n" for name in self.handlers))

@@ -33,6 +33,8 @@ def arguments():
     parser.add_argument("--repeat", type=int, default=1, metavar="N")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="N at a time, those marked serial alone")
     parser.add_argument("--seed", type=int, help="of the specs' order, to repeat a run")
+    parser.add_argument("--cgroup-driver", choices=("cgroupfs", "systemd"), default="cgroupfs", help="of crisp (default: %(default)s)")
+    parser.add_argument("--keep", action="append", default=[], metavar="TEXT", help="run the specs that begin so although they are left out")
     parser.add_argument("--websocket", action="store_true", help="exec, attach and port-forward by WebSocket instead of SPDY")
     parser.add_argument("--timeout", default="25m", help="of one run (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the specs that would run, and the skips")
@@ -95,7 +97,7 @@ def select(names, args):
         raise ValueError(f"hack/critest.skips: nothing is called {', '.join(skips.unused(names))}")
     starts = [specs.SUITES[suite] for suite in args.suite or specs.SUITES]
     asked = [name for name in names if name.startswith(tuple(starts))]
-    left_out = {name: skips.reason(name) for name in asked if skips.reason(name)}
+    left_out = {name: skips.reason(name) for name in asked if skips.reason(name) and not name.startswith(tuple(args.keep))}
     return [name for name in asked if name not in left_out], left_out
 
 
@@ -135,7 +137,8 @@ def run(args, undo):
         registry.Registry(netns, scratch, undo).provide("critest")
         network = args.network or ("cni" if args.runtime == "containerd" else "embedded")
         Crisp.handlers = (args.handler,) if args.handler else ()
-        runtime = RUNTIMES[args.runtime](scratch / args.runtime, netns, undo, network, registry.write_mirrors(scratch))
+        options = {"cgroup_driver": args.cgroup_driver} if args.runtime == "crisp" else {}
+        runtime = RUNTIMES[args.runtime](scratch / args.runtime, netns, undo, network, registry.write_mirrors(scratch), **options)
         endpoint = runtime.endpoint
         undo.push("the daemon's log", shutil.copyfile, runtime.log, logs / f"critest-{name}-daemon.log")
     suite.pin()

@@ -48,6 +48,9 @@ class Registry:
 
     def provide(self, *sets):
         """Builds and pushes the named sets of fixtures, those that are not there yet."""
+        # Packed for another machine, which need not have what they are built from.
+        if (paths.CACHE / "fixtures-packed").exists():
+            return
         stamp = _stamp()
         for name in sets:
             done = paths.CACHE / f"fixtures-{name}.stamp"

@@ -31,7 +31,7 @@ def _fault_tests():
 
 def _other_tests():
     return sorted(path.stem for path in (paths.ROOT / "tests").iterdir()
-                  if path.stem not in _fault_tests() and (path.suffix == ".rs" or (path / "main.rs").exists()))
+                  if path.stem not in [*_fault_tests(), "lane"] and (path.suffix == ".rs" or (path / "main.rs").exists()))
 
 
 def _cargo_test(names, *words):
@@ -43,7 +43,7 @@ def _cargo_test(names, *words):
 
 
 def _tools():
-    for name in ("crictl", "critest", "bench-client"):
+    for name in ("crictl", "critest", "bench-client", "kubelet", "kubelet-client"):
         yield [sys.executable, "-c", f"from harness import tools; tools.tool({name!r})"]
 
 
@@ -99,9 +99,18 @@ def _demo_cni():
     yield ["hack/demo", "--cni"]
 
 
+def _node():
+    yield ["hack/node-test"]
+
+
+def _lane():
+    yield ["hack/lane", "--smoke"]
+
+
 STAGES = {
     "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "integration": _integration, "faults": _faults,
     "handlers": _handlers, "tools": _tools, "critest": _critest, "critest-runc": _critest_runc, "demo": _demo, "demo-cni": _demo_cni,
+    "node": _node, "lane": _lane,
 }
 
 
@@ -114,6 +123,8 @@ def _counts(text):
         found.append(f"{passed} passed" + (f", {failed} failed" if failed else "") + (f", {ignored} IGNORED" if ignored else ""))
     for specs in re.findall(r"critest [\w-]+: (.*? passed.*?), \d+ s", text):
         found.append(specs)
+    for capabilities in re.findall(r"(\d+ of \d+ capabilities)", text):
+        found.append(capabilities)
     for steps in re.findall(r"all (\d+) steps", text):
         found.append(f"{steps} steps")
     return "; ".join(found)

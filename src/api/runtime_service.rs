@@ -82,7 +82,10 @@ impl RuntimeService for RuntimeApi {
         &self,
         _: Request<RuntimeConfigRequest>,
     ) -> Result<Response<RuntimeConfigResponse>, Status> {
-        respond("RuntimeConfig", "", Look, async { Ok(status::runtime_config()) }).await
+        respond("RuntimeConfig", "", Look, async {
+            Ok(status::runtime_config(&self.rooms))
+        })
+        .await
     }
 
     async fn run_pod_sandbox(

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use crisp::config::{self, NetworkBackend, Overrides};
+use crisp::config::{self, CgroupDriver, NetworkBackend, Overrides};
 use tracing_subscriber::EnvFilter;
 
 /// A container runtime for Kubernetes nodes.
@@ -31,6 +31,9 @@ struct Arguments {
     cni_conf_dir: Option<PathBuf>,
     #[arg(long)]
     cni_bin_dir: Vec<PathBuf>,
+    #[arg(long, value_enum)]
+    cgroup_driver: Option<CgroupDriver>,
+    /// The parent of the cgroups of pods whose request names none: a path, or a slice with the driver systemd.
     #[arg(long)]
     cgroup_parent: Option<String>,
     /// As RUST_LOG: error, warn, info, debug, trace, or by room: info,crisp::image=debug.
@@ -81,6 +84,7 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         network: arguments.network,
         cni_conf_dir: arguments.cni_conf_dir,
         cni_bin_dirs: arguments.cni_bin_dir,
+        cgroup_driver: arguments.cgroup_driver,
         cgroup_parent: arguments.cgroup_parent,
     };
     let config = config::validate(raw, flags)?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::model::OciRuntime;
+use crate::systemd::Slice;
 use runtimes::RawRuntime;
 pub use streaming::{RawStreaming, Streaming, TlsFiles};
 
@@ -23,6 +24,17 @@ pub enum NetworkBackend {
     Cni,
     /// The embedded bridge only.
     Embedded,
+}
+
+/// Who makes the cgroups of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// crisp itself, below paths.
+    #[default]
+    Cgroupfs,
+    /// systemd, one scope per pod below slices. Needs cgroup v2.
+    Systemd,
 }
 
 /// What went wrong with the settings.
@@ -44,6 +56,7 @@ pub struct Raw {
     pub run: Option<PathBuf>,
     pub socket: Option<PathBuf>,
     pub lib_dir: Option<PathBuf>,
+    pub cgroup_driver: Option<CgroupDriver>,
     pub cgroup_parent: Option<String>,
     pub image: RawImage,
     pub network: RawNetwork,
@@ -74,6 +87,7 @@ pub struct RawNetwork {
 pub struct RawContainer {
     pub log_line_max_bytes: Option<u32>,
     pub seccomp_profile_root: Option<PathBuf>,
+    pub cdi_dirs: Option<Vec<PathBuf>>,
 }
 
 /// The documented defaults; `crispd config-default` prints this text.
@@ -87,7 +101,10 @@ run = "/run/crisp"
 socket = "/run/crisp/crisp.sock"
 # Where crisp-monitor and crisp-pause are; without this key, beside crispd.
 # lib_dir = "/usr/lib/crisp"
-# The parent of the cgroups of pods whose request names none.
+# Who makes the cgroups of pods: cgroupfs (crisp itself, below paths) or systemd (one scope per pod, below slices; needs
+# cgroup v2 and systemd as PID 1). A kubelet asks which one it is.
+cgroup_driver = "cgroupfs"
+# The parent of the cgroups of pods whose request names none; with the driver systemd a slice, by default system.slice.
 cgroup_parent = "/crisp"
 
 [image]
@@ -112,6 +129,8 @@ idle_seconds = 30
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+# Where CDI specification files are; a later directory wins over an earlier one.
+cdi_dirs = ["/etc/cdi", "/var/run/cdi"]
 
 [streaming]
 # Where exec, attach and port-forward are served: an IP address and a port; 0 is any port that is free. A kubelet on this
@@ -152,6 +171,7 @@ pub struct Overrides {
     pub network: Option<NetworkBackend>,
     pub cni_conf_dir: Option<PathBuf>,
     pub cni_bin_dirs: Vec<PathBuf>,
+    pub cgroup_driver: Option<CgroupDriver>,
     pub cgroup_parent: Option<String>,
 }
 
@@ -162,6 +182,7 @@ pub struct Config {
     pub run: PathBuf,
     pub socket: PathBuf,
     pub lib_dir: Option<PathBuf>,
+    pub cgroup_driver: CgroupDriver,
     pub cgroup_parent: String,
     /// Tells instances on one machine apart: empty for the default directories.
     pub instance: String,
@@ -174,6 +195,7 @@ pub struct Config {
     pub network_idle: Duration,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    pub cdi_dirs: Vec<PathBuf>,
     /// The external runtimes by the names of their handlers.
     pub runtimes: BTreeMap<String, OciRuntime>,
     pub streaming: Streaming,
@@ -220,6 +242,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .or(raw.run)
         .unwrap_or_else(|| "/run/crisp".into());
     let instance = dir.as_deref().map(instance_of).unwrap_or_default();
+    let cgroup_driver = flags.cgroup_driver.or(raw.cgroup_driver).unwrap_or_default();
     let own_socket = dir.is_some().then(|| run.join("crisp.sock"));
     let config = Config {
         socket: flags
@@ -230,13 +253,14 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         root,
         run,
         lib_dir: flags.lib_dir.or(raw.lib_dir),
-        cgroup_parent: flags
-            .cgroup_parent
-            .or(raw.cgroup_parent)
-            .unwrap_or_else(|| match instance.as_str() {
-                "" => "/crisp".to_owned(),
-                instance => format!("/crisp-{instance}"),
-            }),
+        cgroup_parent: flags.cgroup_parent.or(raw.cgroup_parent).unwrap_or_else(|| {
+            match (cgroup_driver, instance.as_str()) {
+                (CgroupDriver::Systemd, _) => "system.slice".to_owned(),
+                (CgroupDriver::Cgroupfs, "") => "/crisp".to_owned(),
+                (CgroupDriver::Cgroupfs, instance) => format!("/crisp-{instance}"),
+            }
+        }),
+        cgroup_driver,
         registry_config_dirs: match (flags.registry_config_dir, raw.image.registry_config_dirs) {
             (Some(dir), _) => vec![dir],
             (None, Some(dirs)) => dirs,
@@ -268,6 +292,10 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
+        cdi_dirs: raw
+            .container
+            .cdi_dirs
+            .unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
         runtimes,
         streaming: streaming::validate(raw.streaming, &mut mistakes),
     };
@@ -285,6 +313,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .registry_config_dirs
         .iter()
         .chain(&config.cni_bin_dirs)
+        .chain(&config.cdi_dirs)
         .filter(|path| !path.is_absolute())
     {
         mistakes.push(format!(
@@ -292,12 +321,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             path.display()
         ));
     }
-    if !config.cgroup_parent.starts_with('/') || config.cgroup_parent.split('/').any(|part| part == "..") {
-        mistakes.push(format!(
-            "cgroup_parent must be an absolute path without .., not {}",
-            config.cgroup_parent
-        ));
-    }
+    mistakes.extend(mistake_in_cgroup_parent(&config));
     if config.bridge.is_empty() || config.bridge.len() > 15 || config.bridge.contains(['/', ' ']) {
         mistakes.push(format!(
             "network.bridge must be an interface name of 1 to 15 bytes, not {:?}",
@@ -314,6 +338,17 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         Ok(config)
     } else {
         Err(ConfigError::Invalid(mistakes))
+    }
+}
+
+fn mistake_in_cgroup_parent(config: &Config) -> Option<String> {
+    let parent = &config.cgroup_parent;
+    match config.cgroup_driver {
+        CgroupDriver::Systemd => Slice::parse(parent).err().map(|why| format!("cgroup_parent: {why}")),
+        CgroupDriver::Cgroupfs if parent.starts_with('/') && parent.split('/').all(|part| part != "..") => None,
+        CgroupDriver::Cgroupfs => Some(format!(
+            "cgroup_parent must be an absolute path without .., not {parent}"
+        )),
     }
 }
 
@@ -348,6 +383,19 @@ mod tests {
         let told = validate(raw, Overrides::default()).expect_err("invalid").to_string();
         for key in ["root", "cgroup_parent", "network.bridge"] {
             assert!(told.contains(key), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_parent_fits_the_driver() {
+        let parent = |text: &str| validate(toml::from_str(text).expect("parses"), Overrides::default());
+        let systemd = |parent: &str| format!("cgroup_driver = 'systemd'\ncgroup_parent = '{parent}'");
+        let default = parent("cgroup_driver = 'systemd'").expect("valid");
+        assert_eq!(default.cgroup_parent, "system.slice");
+        assert!(parent(&systemd("a-b.slice")).is_ok());
+        for refused in [systemd("/crisp").as_str(), "cgroup_parent = 'a.slice'"] {
+            let told = parent(refused).expect_err("invalid").to_string();
+            assert!(told.contains("cgroup_parent"), "{told}");
         }
     }
 

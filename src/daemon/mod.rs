@@ -1,6 +1,7 @@
 //! The composition root: rooms are made and handed to each other here, an earlier daemon's pods are taken over, and
 //! the socket is served until a signal says otherwise.
 
+mod apparmor;
 mod serve;
 
 use std::io;
@@ -8,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::api::{Rooms, portray_events};
-use crate::config::{Config, NetworkBackend};
+use crate::config::{CgroupDriver, Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
-use crate::container::{self, Containers};
+use crate::container::{self, Containers, Layers};
 use crate::events::Events;
 use crate::handler::Handlers;
 use crate::image::{ImageConfig, ImageError, Images};
@@ -23,6 +24,7 @@ use crate::stats::Collector;
 use crate::store::{Store, StoreError};
 use crate::streaming::{Server, StreamingError};
 use crate::sys::cgroup::Hierarchy;
+use crate::systemd::{Systemd, SystemdError};
 
 /// Why the daemon does not come up, or goes down.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,10 @@ pub enum DaemonError {
     Network(#[source] NetworkError),
     #[error("load crisp-monitor and crisp-pause")]
     Launcher(#[source] MonitorError),
+    #[error("cgroup driver systemd needs cgroup v2 alone, and this machine has v1 controllers: use cgroupfs")]
+    SystemdNeedsV2,
+    #[error("cgroup driver systemd")]
+    Systemd(#[from] SystemdError),
     #[error("open the records")]
     Store(#[from] StoreError),
     #[error("recover the pods")]
@@ -92,9 +98,17 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let beside_v1 = cgroups.cgroup2().filter(|_| !cgroups.is_v2());
     let handlers = Arc::new(Handlers::open(config.runtimes.clone(), beside_v1).await);
     let events = Events::default();
-    let facts = Arc::new(HostFacts::detect().map_err(host("look at the host"))?);
+    let mut facts = HostFacts::detect().map_err(host("look at the host"))?;
+    if let Some(apparmor) = &mut facts.apparmor {
+        apparmor::provide_default(apparmor, &config.run).await;
+    }
+    let facts = Arc::new(facts);
     tell_limits(&facts);
-    let containers = Arc::new(Containers::new(container::Parts {
+    let layers = Layers::open(&config.root).map_err(host("make a mount namespace"))?;
+    if let Some(why) = layers.no_user_namespaces() {
+        tracing::warn!(why, "pods cannot have user namespaces on this node");
+    }
+    let parts = container::Parts {
         store: store.clone(),
         images: images.clone(),
         cgroups: cgroups.clone(),
@@ -104,7 +118,9 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
-    }));
+        cdi_dirs: config.cdi_dirs.clone(),
+    };
+    let containers = Arc::new(Containers::new(parts, layers));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
     let sandboxes = Sandboxes::new(sandbox::Parts {
@@ -116,6 +132,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         host: facts,
         events: events.clone(),
         netns_dir,
+        cgroup_driver: cgroup_driver(config, &cgroups)?,
         cgroup_parent: config.cgroup_parent.clone(),
         boot_id,
         handlers: handlers.clone(),
@@ -140,6 +157,17 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     };
     portray_events(&rooms);
     Ok(rooms)
+}
+
+/// The driver as configured, if this machine can have it.
+fn cgroup_driver(config: &Config, cgroups: &Hierarchy) -> Result<sandbox::CgroupDriver, DaemonError> {
+    if config.cgroup_driver == CgroupDriver::Cgroupfs {
+        return Ok(sandbox::CgroupDriver::Cgroupfs);
+    }
+    if !cgroups.is_v2() {
+        return Err(DaemonError::SystemdNeedsV2);
+    }
+    Ok(sandbox::CgroupDriver::Systemd(Systemd::find()?))
 }
 
 /// Where the pod's programs are: as configured, or beside crispd.
@@ -189,12 +217,14 @@ fn settings(config: &Config) -> String {
         "root": config.root,
         "run": config.run,
         "socket": config.socket,
+        "cgroupDriver": format!("{:?}", config.cgroup_driver).to_lowercase(),
         "cgroupParent": config.cgroup_parent,
         "registryConfigDirs": config.registry_config_dirs,
         "network": format!("{:?}", config.network).to_lowercase(),
         "cniConfDir": config.cni_conf_dir,
         "cniBinDirs": config.cni_bin_dirs,
         "bridge": config.bridge,
+        "cdiDirs": config.cdi_dirs,
         "logLineMaxBytes": config.log_line_max_bytes,
         "streamingAddress": config.streaming.address,
         "streamingTls": config.streaming.tls.is_some(),

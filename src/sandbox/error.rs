@@ -9,6 +9,7 @@ use crate::model::SandboxId;
 use crate::monitor::client::MonitorError;
 use crate::network::NetworkError;
 use crate::store::StoreError;
+use crate::systemd::SystemdError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
@@ -24,6 +25,10 @@ pub enum SandboxError {
     Invalid { what: String },
     #[error(transparent)]
     UnknownHandler(#[from] UnknownHandler),
+    #[error("this node cannot give a pod a user namespace: {why}")]
+    NoUserNamespaces { why: String },
+    #[error("make the user namespace")]
+    UserNamespace { source: io::Error },
     #[error("pod sandbox name {name:?} belongs to pod sandbox {sandbox_id}")]
     NameTaken { name: String, sandbox_id: SandboxId },
     #[error("another request is running a different pod sandbox named {name:?}")]
@@ -55,6 +60,11 @@ pub enum SandboxError {
         op: &'static str,
         path: String,
         source: io::Error,
+    },
+    #[error("scope of pod sandbox {sandbox_id}")]
+    Systemd {
+        sandbox_id: SandboxId,
+        source: SystemdError,
     },
     #[error("connect to port {port} of pod sandbox {sandbox_id}")]
     Connect {

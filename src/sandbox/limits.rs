@@ -1,6 +1,7 @@
 //! What a request for a sandbox may say.
 
 use super::SandboxError;
+use super::cgroup::{CgroupDriver, asked_parent, validate_parent};
 use super::files::validate_dns;
 use crate::cri;
 
@@ -21,7 +22,7 @@ pub fn is_host_network(config: &cri::PodSandboxConfig) -> bool {
 }
 
 /// Refuses what no sandbox can be, naming the field.
-pub fn validate(config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
+pub fn validate(config: &cri::PodSandboxConfig, driver: &CgroupDriver) -> Result<(), SandboxError> {
     let invalid = |what: String| Err(SandboxError::Invalid { what });
     let Some(metadata) = &config.metadata else {
         return invalid("pod sandbox config: metadata is missing".to_owned());
@@ -45,13 +46,6 @@ pub fn validate(config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
     }
     if options.pid() == cri::NamespaceMode::Target {
         return invalid("pid namespace mode TARGET is not for sandboxes".to_owned());
-    }
-    if options
-        .userns_options
-        .as_ref()
-        .is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod)
-    {
-        return invalid("user namespaces are not supported: userns_options must be absent or NODE".to_owned());
     }
     if config.hostname.len() > HOSTNAME_BYTES || config.hostname.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return invalid(format!(
@@ -80,13 +74,7 @@ pub fn validate(config: &cri::PodSandboxConfig) -> Result<(), SandboxError> {
     if let Some(dns) = &config.dns_config {
         validate_dns(dns).map_err(|what| SandboxError::Invalid { what })?;
     }
-    let parent = config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
-    if !parent.is_empty() && (!parent.starts_with('/') || parent.split('/').any(|part| part == "..")) {
-        return invalid(format!(
-            "cgroup_parent {parent:?} is not an absolute path: the cgroup driver is cgroupfs, set the kubelet's to it"
-        ));
-    }
-    Ok(())
+    validate_parent(asked_parent(config), driver)
 }
 
 #[cfg(test)]
@@ -133,12 +121,24 @@ mod tests {
                 });
             }),
         ];
-        assert!(validate(&config()).is_ok());
+        assert!(validate(&config(), &CgroupDriver::Cgroupfs).is_ok());
         for (field, make) in mistakes {
             let mut config = config();
             make(&mut config);
-            let told = validate(&config).expect_err(field).to_string();
+            let told = validate(&config, &CgroupDriver::Cgroupfs).expect_err(field).to_string();
             assert!(told.contains(field), "{told}");
+        }
+    }
+
+    #[test]
+    fn with_systemd_a_parent_is_a_slice() {
+        let driver = CgroupDriver::Systemd(Default::default());
+        let asked = |parent: &str| validate_parent(parent, &driver).map_err(|error| error.to_string());
+        assert_eq!(asked("kubepods-burstable-pod1_2.slice"), Ok(()));
+        assert_eq!(asked(""), Ok(()));
+        for refused in ["/kubepods/pod1", "pod1", "a/b.slice", "pod1.scope"] {
+            let told = asked(refused).expect_err(refused);
+            assert!(told.contains("cgroup_parent") && told.contains(refused), "{told}");
         }
     }
 }

@@ -5,6 +5,7 @@
 //! ```
 //! The states in parentheses are only ever met on disk, by the daemon that recovers.
 
+mod cgroup;
 mod error;
 mod files;
 mod join;
@@ -25,6 +26,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+pub use cgroup::CgroupDriver;
 pub use error::SandboxError;
 pub use limits::namespace_options;
 
@@ -97,7 +99,8 @@ pub struct Parts {
     pub events: Events,
     /// Where network namespaces are bound.
     pub netns_dir: PathBuf,
-    /// The parent of the cgroups of pods that name none.
+    pub cgroup_driver: CgroupDriver,
+    /// The parent of the cgroups of pods that name none: a path, or a slice of systemd's.
     pub cgroup_parent: String,
     pub boot_id: String,
     pub handlers: Arc<Handlers>,

@@ -6,7 +6,6 @@ use super::{Sandbox, SandboxError, Sandboxes, blocking, name_of};
 use crate::events::Kind;
 use crate::fault;
 use crate::store::PodPhase;
-use crate::sys::cgroup::Cgroup;
 
 impl Sandboxes {
     /// Removes a sandbox. Fine if it is not known.
@@ -43,29 +42,13 @@ impl Sandboxes {
             })?;
         }
         fault::point("remove: containers removed").await?;
-        self.remove_cgroup_parent(sandbox).await?;
+        self.remove_cgroup_parent(&sandbox.record).await?;
         fault::point("remove: cgroup parent removed").await?;
         let (store, at) = (self.parts.store.clone(), id.clone());
         blocking(move || store.remove_pod(&at)).await?;
         fault::point("remove: directories removed").await?;
         self.release(sandbox);
         Ok(())
-    }
-
-    /// Removes the pod's cgroup parent if crisp made it and nothing is left in it.
-    async fn remove_cgroup_parent(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
-        let Some(until) = sandbox.record.cgroup_made_below.clone() else {
-            return Ok(());
-        };
-        let (cgroups, path) = (self.parts.cgroups.clone(), sandbox.record.cgroup());
-        let at = path.clone();
-        blocking(move || Cgroup::open(&cgroups, &at)?.remove_empty_parents(&until))
-            .await
-            .map_err(|source| SandboxError::Cgroup {
-                op: "remove the parents of",
-                path,
-                source,
-            })
     }
 
     /// Gives back the name and tells that the sandbox is gone. Whoever holds its `ending` is the only one to do so.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
+use tokio::sync::oneshot;
 
 use super::limits::{is_host_network, namespace_options, validate};
 use super::{Inherited, Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
@@ -19,10 +20,11 @@ use crate::fault;
 use crate::model::{SandboxId, chain};
 use crate::monitor::Access;
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
+use crate::monitor::protocol::IdMapping;
 use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
 use crate::operation::OperationError;
 use crate::store::{PodPhase, PodRecord, PodStatus, Process};
-use crate::sys::cgroup::Cgroup;
+use crate::sys::userns::{self, IdRange};
 use crate::undo::Undo;
 
 impl Sandboxes {
@@ -33,7 +35,7 @@ impl Sandboxes {
         config: cri::PodSandboxConfig,
         runtime_handler: String,
     ) -> Result<SandboxId, Arc<SandboxError>> {
-        validate(&config)?;
+        validate(&config, &self.parts.cgroup_driver)?;
         self.check_handler(&config, &runtime_handler)?;
         let name = name_of(&config.metadata.clone().unwrap_or_default());
         let mut request = config.encode_to_vec();
@@ -51,13 +53,17 @@ impl Sandboxes {
     /// Refuses a handler that is not configured, and what the configured one cannot do.
     fn check_handler(&self, config: &cri::PodSandboxConfig, name: &str) -> Result<(), SandboxError> {
         let handler = self.parts.handlers.find(name)?;
-        let userns = namespace_options(config).userns_options;
-        let wants_userns = userns.is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod);
-        if wants_userns && !handler.features.user_namespaces {
+        if spec::namespaces::user_ids(config).is_none() {
+            return Ok(());
+        }
+        if !handler.features.user_namespaces {
             let what = format!("runtime handler {name:?} does not support user namespaces");
             return Err(SandboxError::Invalid { what });
         }
-        Ok(())
+        self.parts
+            .containers
+            .user_namespaces()
+            .map_err(|why| SandboxError::NoUserNamespaces { why })
     }
 
     async fn run_named(
@@ -124,6 +130,8 @@ impl Sandboxes {
             inherited: Inherited::default(),
         });
 
+        // Inside, the pod's files are root's.
+        let owner = spec::namespaces::user_ids(&record.config).map_or(0, |ids| ids.first);
         let store = self.parts.store.clone();
         let (written, run_dir) = (record.clone(), store.pod_run_dir(id));
         blocking({
@@ -133,7 +141,7 @@ impl Sandboxes {
                 let dns = written.config.dns_config.as_ref();
                 let own_network = written.netns.is_some();
                 let hostname = hostname(&written.config);
-                files::write(&run_dir, &hostname, dns, own_network)
+                files::write(&run_dir, &hostname, dns, own_network, owner)
                     .map_err(SandboxError::path("write the files of", &run_dir))
             }
         })
@@ -149,31 +157,32 @@ impl Sandboxes {
             }
         });
         let own_ipc = namespace_options(&record.config).ipc() != cri::NamespaceMode::Node;
-        let cgroups = self.parts.cgroups.clone();
-        let (cgroup_path, made_below) = (record.cgroup(), record.cgroup_made_below.clone());
         undo.push("cgroup of the pod", {
-            let (cgroups, path) = (cgroups.clone(), cgroup_path.clone());
-            move || async move {
-                blocking(move || unmake_cgroup(&cgroups, &path, made_below))
-                    .await
-                    .map_err(|error| error.to_string())
-            }
+            let (this, record) = (self.clone(), record.clone());
+            move || async move { this.unmake_cgroup(&record).await.map_err(|error| chain(&error)) }
         });
-        let mounted = blocking(move || {
-            if own_ipc {
-                files::mount_shm(&run_dir).map_err(SandboxError::path("mount", run_dir.join(files::SHM)))?;
+        let (told, monitor_pid) = oneshot::channel();
+        let mounted = async {
+            blocking(move || match own_ipc {
+                true => {
+                    files::mount_shm(&run_dir, owner).map_err(SandboxError::path("mount", run_dir.join(files::SHM)))
+                }
+                false => Ok(()),
+            })
+            .await?;
+            self.make_cgroup(record, monitor_pid).await
+        };
+        let monitor = async {
+            let monitor = self.spawn_monitor(record).await;
+            if let Ok((client, _)) = &monitor {
+                // Without systemd nobody asks.
+                let _ = told.send(client.monitor_pid());
             }
-            let failed = |op| {
-                let path = cgroup_path.clone();
-                move |source| SandboxError::Cgroup { op, path, source }
-            };
-            let cgroup = Cgroup::create(&cgroups, &cgroup_path).map_err(failed("create"))?;
-            fault::blocking_point("run: cgroup made")?;
-            cgroup.join_fds().map_err(failed("open"))
-        });
+            monitor
+        };
 
         // The monitor starts while the network is set up; neither needs the other.
-        let (network, monitor, joined) = tokio::join!(self.attach_network(record), self.spawn_monitor(record), mounted);
+        let (network, monitor, joined) = tokio::join!(self.attach_network(record), monitor, mounted);
         if record.netns.is_some() {
             let this = self.clone();
             let (record, attached) = (record.clone(), network.as_ref().ok().and_then(|n| n.attached.clone()));
@@ -194,6 +203,7 @@ impl Sandboxes {
         let joined = joined?;
         let fds = SandboxFds {
             netns: network.netns,
+            user: network.user,
             cgroup_procs: joined.tasks,
             cgroup_dir: joined.directory,
         };
@@ -241,28 +251,7 @@ impl Sandboxes {
         config: cri::PodSandboxConfig,
         runtime_handler: String,
     ) -> Result<PodRecord, SandboxError> {
-        let asked = config
-            .linux
-            .as_ref()
-            .map(|linux| linux.cgroup_parent.trim_end_matches('/'))
-            .unwrap_or_default();
-        let cgroup_parent = match asked {
-            "" => format!("{}/{id}", self.parts.cgroup_parent),
-            parent => parent.to_owned(),
-        };
-        // crisp's own parent comes and goes with the pods in it, somebody else's is theirs.
-        let cgroup_made_below = match asked {
-            "" => Some("/".to_owned()),
-            parent => match self.list(|other| other.record.cgroup_parent == parent).first() {
-                // Pods that share a parent share whose it is: the last of them takes it along.
-                Some(other) => other.record.cgroup_made_below.clone(),
-                None => made_below(&self.parts.cgroups, parent).map_err(|source| SandboxError::Cgroup {
-                    op: "look for",
-                    path: parent.to_owned(),
-                    source,
-                })?,
-            },
-        };
+        let place = self.place(id, &config)?;
         let netns = (!is_host_network(&config)).then(|| self.parts.netns_dir.join(id));
         let network = match &netns {
             None => None,
@@ -284,14 +273,15 @@ impl Sandboxes {
         };
         Ok(PodRecord {
             id: id.clone(),
-            cgroup_made_below,
+            cgroup_made_below: place.made_below,
+            scope: place.scope,
             config,
             runtime_handler,
             created_at_ns: now_ns(),
             boot_id: self.parts.boot_id.clone(),
             netns,
             network,
-            cgroup_parent,
+            cgroup_parent: place.parent,
         })
     }
 
@@ -308,18 +298,24 @@ impl Sandboxes {
             })
     }
 
-    /// The network namespace, and ADD.
+    /// The network namespace, the user namespace that owns it if the pod has one, and ADD.
     async fn attach_network(&self, record: &PodRecord) -> Result<PodNetwork, SandboxError> {
+        let ids = spec::namespaces::user_ids(&record.config);
         let (Some(path), Some(plan)) = (record.netns.clone(), record.network.clone()) else {
-            return Ok(PodNetwork::default());
+            return Ok(PodNetwork {
+                user: own_user_namespace(ids).await?,
+                ..PodNetwork::default()
+            });
         };
         let (dir, id) = (self.parts.netns_dir.clone(), record.id.clone());
-        let netns = blocking(move || {
-            netns::create(&dir, id.as_str())?;
-            netns::open(&path)
-        })
-        .await
-        .map_err(SandboxError::path(
+        let made = blocking(move || {
+            let user = match ids {
+                Some(ids) => Some(netns::create_owned(&dir, id.as_str(), ids)?),
+                None => netns::create(&dir, id.as_str()).map(|_| None)?,
+            };
+            Ok((netns::open(&path)?, user))
+        });
+        let (netns, user) = made.await.map_err(SandboxError::path(
             "make the network namespace",
             record.netns.clone().unwrap_or_default(),
         ))?;
@@ -336,6 +332,7 @@ impl Sandboxes {
         fault::point("run: network added").await?;
         Ok(PodNetwork {
             netns: Some(netns.into()),
+            user,
             attached: Some(attached),
         })
     }
@@ -359,38 +356,21 @@ impl Sandboxes {
     }
 }
 
-/// What a pod with a network of its own has of it.
+/// The user namespace of a pod in the node's network.
+async fn own_user_namespace(ids: Option<IdRange>) -> Result<Option<OwnedFd>, SandboxError> {
+    let Some(ids) = ids else { return Ok(None) };
+    match blocking(move || userns::create(ids, false)).await {
+        Ok(made) => Ok(Some(made.user)),
+        Err(source) => Err(SandboxError::UserNamespace { source }),
+    }
+}
+
+/// What a pod with a network of its own has of it, and its user namespace, which owns that.
 #[derive(Default)]
 struct PodNetwork {
     netns: Option<OwnedFd>,
+    user: Option<OwnedFd>,
     attached: Option<Attached>,
-}
-
-/// Removes the pod's cgroup, whatever is in it, and what is empty above it below `until`.
-pub(super) fn unmake_cgroup(
-    cgroups: &Arc<crate::sys::cgroup::Hierarchy>,
-    path: &str,
-    made_below: Option<String>,
-) -> std::io::Result<()> {
-    let cgroup = Cgroup::open(cgroups, path)?;
-    cgroup.kill()?;
-    cgroup.remove()?;
-    made_below.map_or(Ok(()), |until| cgroup.remove_empty_parents(&until))
-}
-
-/// The nearest cgroup above `parent` that exists; none if `parent` itself does.
-fn made_below(cgroups: &Arc<crate::sys::cgroup::Hierarchy>, parent: &str) -> std::io::Result<Option<String>> {
-    let mut at = Cgroup::open(cgroups, parent)?;
-    if at.exists() {
-        return Ok(None);
-    }
-    while let Some(above) = at.parent() {
-        if above.exists() {
-            return Ok(Some(above.path().to_owned()));
-        }
-        at = above;
-    }
-    Ok(Some("/".to_owned()))
 }
 
 /// The pod's host name: its own, or the node's with the node's network and where the request names none.
@@ -411,6 +391,14 @@ fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> Sandb
         sysctls: sysctls
             .into_iter()
             .map(|(path, value)| (path.display().to_string(), value))
+            .collect(),
+        uid_mappings: spec::namespaces::user_ids(&record.config)
+            .map(|ids| IdMapping {
+                container_id: 0,
+                host_id: ids.first,
+                size: ids.count,
+            })
+            .into_iter()
             .collect(),
         ..SandboxSpec::default()
     }

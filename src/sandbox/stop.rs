@@ -10,7 +10,6 @@ use crate::fault;
 use crate::model::chain;
 use crate::network::{Attached, Plan, netns};
 use crate::store::PodPhase;
-use crate::sys::cgroup::Cgroup;
 
 impl Sandboxes {
     /// Stops a sandbox. Fine if it is stopped, or not known.
@@ -57,6 +56,7 @@ impl Sandboxes {
         self.remove_namespaces(sandbox).await?;
         fault::point("stop: namespaces removed").await?;
         self.remove_cgroup(sandbox).await?;
+        self.end_scope(&sandbox.record).await?;
         fault::point("stop: cgroup removed").await?;
         if was_ready {
             self.tell(Kind::Stopped, id);
@@ -123,24 +123,5 @@ impl Sandboxes {
             files::unmount_shm(&run_dir).map_err(SandboxError::path("unmount", run_dir.join(files::SHM)))
         })
         .await
-    }
-
-    /// Kills what is left in the sandbox's own cgroup, and removes it.
-    pub(super) async fn remove_cgroup(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
-        let (cgroups, path) = (self.parts.cgroups.clone(), sandbox.record.cgroup());
-        let at = path.clone();
-        let removed = blocking(move || {
-            let cgroup = Cgroup::open(&cgroups, &at)?;
-            cgroup.kill()?;
-            cgroup.remove()
-        });
-        match removed.await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(SandboxError::Cgroup {
-                op: "remove",
-                path,
-                source: error,
-            }),
-            _ => Ok(()),
-        }
     }
 }

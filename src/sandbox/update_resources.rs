@@ -20,7 +20,9 @@ impl Sandboxes {
         let asked = request.resources.clone().unwrap_or_default();
         let total = with_overhead(asked, &request.overhead.clone().unwrap_or_default());
         let mut limits = spec::resources::convert(&total)?;
-        if owns_cgroup(&sandbox) {
+        if let Some(scope) = sandbox.record.scope.as_ref().filter(|_| owns_cgroup(&sandbox)) {
+            self.limit_scope(&sandbox.record, scope, &limits).await?;
+        } else if owns_cgroup(&sandbox) {
             // Below what is used now, the kernel would answer a limit by killing.
             limits.memory_check_before_update = true;
             let (cgroups, path) = (self.parts.cgroups.clone(), sandbox.record.cgroup_parent.clone());

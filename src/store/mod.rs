@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use record::Scope;
 pub use record::{
     ContainerPhase, ContainerRecord, ContainerStatus, Exit, PodPhase, PodRecord, PodStatus, Process, Versioned,
 };

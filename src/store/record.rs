@@ -1,5 +1,6 @@
 //! What the records say.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -88,6 +89,16 @@ pub struct PodRecord {
     /// The nearest cgroup above the parent that was there before the pod: what is between goes with the pod, once
     /// nobody uses it. Absent if the parent itself was there: it stays.
     pub cgroup_made_below: Option<String>,
+    /// With systemd as the cgroup driver: the scope that is the parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Scope>,
+}
+
+/// A unit of systemd's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scope {
+    pub unit: String,
+    pub slice: String,
 }
 
 impl PodRecord {
@@ -139,6 +150,9 @@ pub struct ContainerRecord {
     #[serde(with = "message")]
     pub config: cri::ContainerConfig,
     pub image_id: ImageId,
+    /// The images that are mounted as volumes, by the request's names for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volume_images: BTreeMap<String, ImageId>,
     pub created_at_ns: i64,
     pub cgroup: String,
     /// Absent if the request asks for no log.

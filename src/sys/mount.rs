@@ -29,8 +29,19 @@ pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<Owned
     fsconfig_set_string(&context, "workdir", work).map_err(|e| failed("overlay workdir", work, e))?;
     fsconfig_set_flag(&context, "volatile").map_err(|e| failed("overlay volatile", upper, e))?;
     fsconfig_create(&context).map_err(|e| failed("overlay at", upper, e))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .map_err(|e| failed("fsmount overlay at", upper, e))
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .map_err(|e| failed("fsmount overlay at", upper, e))?;
+    let flags = rustix::fs::fstatvfs(&mount)
+        .map_err(|e| failed("statvfs overlay at", upper, e))?
+        .f_flag;
+    if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        let why = io::Error::new(
+            io::ErrorKind::ReadOnlyFilesystem,
+            "the kernel can make no files in the work directory",
+        );
+        return Err(failed("overlay at", upper, why));
+    }
+    Ok(mount)
 }
 
 /// A detached read-only overlay of at least two `lower` directories (top first).
@@ -51,10 +62,20 @@ pub fn overlay_read_only(lower: &[PathBuf]) -> io::Result<OwnedFd> {
 
 /// A detached tmpfs of at most `size_bytes`, its root with `mode`.
 pub fn tmpfs(size_bytes: u64, mode: u32) -> io::Result<OwnedFd> {
+    tmpfs_of(0, size_bytes, mode)
+}
+
+/// As [`tmpfs`], its root owned by user and group `owner`.
+pub fn tmpfs_of(owner: u32, size_bytes: u64, mode: u32) -> io::Result<OwnedFd> {
     let here = Path::new("tmpfs");
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed("fsopen", here, e))?;
     fsconfig_set_string(&context, "size", size_bytes.to_string()).map_err(|e| failed("size of", here, e))?;
     fsconfig_set_string(&context, "mode", format!("{mode:o}")).map_err(|e| failed("mode of", here, e))?;
+    for key in ["uid", "gid"] {
+        if owner != 0 {
+            fsconfig_set_string(&context, key, owner.to_string()).map_err(|e| failed("owner of", here, e))?;
+        }
+    }
     fsconfig_create(&context).map_err(|e| failed("create", here, e))?;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(|e| failed("fsmount", here, e))
 }
@@ -135,6 +156,10 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
         userns_fd: 0,
     };
     let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
+    change(mount, flags, &attr)
+}
+
+fn change(mount: BorrowedFd<'_>, flags: libc::c_int, attr: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the path is a literal, `attr` lives across the call and its size is given.
     let done = unsafe {
         libc::syscall(
@@ -142,7 +167,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &attr,
+            std::ptr::from_ref(attr),
             std::mem::size_of::<libc::mount_attr>(),
         )
     };
@@ -155,6 +180,27 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
             io::Error::last_os_error(),
         ))
     }
+}
+
+/// Maps the ids of the detached mount `mount`, which has none mapped yet: who is in the user namespace `user` finds the
+/// owners on the file system by their own numbers. `InvalidInput` if the file system does not support it.
+pub fn set_id_map(mount: impl AsFd, user: impl AsFd) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user.as_fd().as_raw_fd() as u64,
+    };
+    change(mount.as_fd(), libc::AT_EMPTY_PATH, &attr)
+}
+
+/// Makes `root`, which is attached somewhere, the root of this mount namespace, and everything else vanish.
+pub fn pivot(root: OwnedFd) -> io::Result<()> {
+    let failed = super::failed;
+    rustix::process::fchdir(&root).map_err(|e| failed("fchdir to the new root", e))?;
+    rustix::process::pivot_root(".", ".").map_err(|e| failed("pivot_root", e))?;
+    rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).map_err(|e| failed("unmount the old root", e))?;
+    rustix::process::chdir("/").map_err(|e| failed("chdir to /", e))
 }
 
 /// Opens `path` as if `root` were `/`: no `..` and no symlink leads out of it (openat2(2), RESOLVE_IN_ROOT).

@@ -32,7 +32,7 @@ ip route add default via 192.0.2.1 dev uplink
 ";
 
 /// How long what must happen may take, on a machine that does a lot else.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the daemon and the clients allow a message to be.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
@@ -52,6 +52,12 @@ fn runtime() -> &'static Runtime {
             .build()
             .unwrap()
     })
+}
+
+/// The driver under test: cgroupfs, or what CRISP_TEST_CGROUP_DRIVER says.
+pub fn cgroup_driver() -> &'static str {
+    static DRIVER: OnceLock<String> = OnceLock::new();
+    DRIVER.get_or_init(|| std::env::var("CRISP_TEST_CGROUP_DRIVER").unwrap_or_else(|_| "cgroupfs".to_owned()))
 }
 
 /// Waits for the answer of an RPC.
@@ -119,7 +125,7 @@ impl World {
         let netns = File::open(format!("/proc/{}/ns/net", holder.id())).expect("the holder lives");
         registry::serve(netns::run_in(&netns, || TcpListener::bind(registry::ADDRESS)).expect("a free port"));
         let socket = dir.join("d/run/crisp.sock");
-        let (daemon, channel) = Self::start(&dir, &socket, &netns);
+        let (daemon, channel) = Self::start(&dir, &socket, &netns, None);
         let world = Self {
             dir,
             socket,
@@ -134,7 +140,7 @@ impl World {
         world
     }
 
-    fn start(dir: &Path, socket: &Path, netns: &File) -> (Child, Channel) {
+    fn start(dir: &Path, socket: &Path, netns: &File, fault: Option<&str>) -> (Child, Channel) {
         let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bin");
         let log = File::options()
             .create(true)
@@ -150,6 +156,8 @@ impl World {
             Command::new(bin.join("crispd"))
                 .arg("--config")
                 .arg(&config)
+                .args(["--cgroup-driver", cgroup_driver()])
+                .envs(fault.map(|fault| (crisp::fault::VARIABLE, fault)))
                 .args(["--network", "embedded", "--log", "info,crisp=debug", "--dir"])
                 .arg(dir.join("d"))
                 .arg("--lib-dir")
@@ -187,8 +195,13 @@ impl World {
 
     /// Ends the daemon and starts it again; its pods live on.
     pub fn restart(&self) {
+        self.restart_with(None);
+    }
+
+    /// As [`World::restart`], the next daemon armed with `fault`.
+    pub fn restart_with(&self, fault: Option<&str>) {
         self.terminate();
-        let (daemon, channel) = Self::start(&self.dir, &self.socket, &self.netns);
+        let (daemon, channel) = Self::start(&self.dir, &self.socket, &self.netns, fault);
         *lock(&self.daemon) = Some(daemon);
         *lock(&self.channel) = channel;
     }

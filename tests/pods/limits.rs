@@ -73,7 +73,7 @@ fn every_limit_is_in_its_file_from_the_start() {
     };
     let c = pod.idle("c", |config| *resources(config) = asked.clone());
     assert_eq!(cpu(&c), ("25000".into(), "50000".into()));
-    assert_eq!(shares(&c), if is_v2() { "20" } else { "512" });
+    assert_eq!(shares(&c), if is_v2() { "59" } else { "512" });
     assert_eq!(memory(&c), (64 * MIB).to_string());
     assert_eq!(limit(&c, "cpuset/cpuset.cpus", "cpuset.cpus"), "0");
     assert_eq!(
@@ -157,7 +157,7 @@ fn an_update_applies_to_a_running_container_and_leaves_the_rest() {
     assert_eq!(cpu(&c), ("30000".into(), "100000".into()));
     assert_eq!(
         (shares(&c), memory(&c)),
-        (if is_v2() { "20" } else { "512" }.to_owned(), (128 * MIB).to_string())
+        (if is_v2() { "59" } else { "512" }.to_owned(), (128 * MIB).to_string())
     );
     let now = told(&c);
     assert_eq!(

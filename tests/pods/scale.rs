@@ -26,6 +26,7 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
         config.annotations = annotations();
         config.labels.insert("number".into(), n.to_string());
         let record = PodRecord {
+            scope: None,
             id: pod.clone(),
             config,
             runtime_handler: String::new(),
@@ -65,6 +66,7 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
                 log_path: None,
                 stop_signal: 15,
                 runtime: None,
+                volume_images: Default::default(),
                 user: cri::ContainerUser::default(),
                 policy: serde_json::Value::Null,
             };

@@ -25,8 +25,17 @@ pub struct HostFacts {
 pub struct AppArmor {
     /// The profile for `RuntimeDefault`; without one, such containers run unconfined.
     pub default_profile: Option<String>,
-    /// The profiles that the kernel has loaded.
-    pub loaded: BTreeSet<String>,
+    /// Some profiles that count as loaded, beside those that the kernel has by then.
+    pub known: BTreeSet<String>,
+}
+
+impl AppArmor {
+    /// Whether the kernel has the profile `name` now: others load theirs at any time.
+    pub fn has(&self, name: &str) -> bool {
+        let profiles = fs::read_to_string(PROFILES).unwrap_or_default();
+        let mut loaded = profiles.lines().filter_map(|line| line.rsplit_once(" ("));
+        self.known.contains(name) || loaded.any(|(loaded, _)| loaded == name)
+    }
 }
 
 const PROFILES: &str = "/sys/kernel/security/apparmor/profiles";
@@ -58,16 +67,7 @@ fn detect_apparmor() -> Option<AppArmor> {
     if !enabled.starts_with('Y') {
         return None;
     }
-    let profiles = fs::read_to_string(PROFILES).unwrap_or_default();
-    let loaded = profiles
-        .lines()
-        .filter_map(|line| line.rsplit_once(" ("))
-        .map(|(name, _)| name.to_owned())
-        .collect();
-    Some(AppArmor {
-        default_profile: None,
-        loaded,
-    })
+    Some(AppArmor::default())
 }
 
 #[cfg(test)]

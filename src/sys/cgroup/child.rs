@@ -69,6 +69,11 @@ impl Child {
         processes::open_directory(&self.dir)
     }
 
+    /// Moves the process `pid`, with all its threads, into it.
+    pub fn add(&self, pid: i32) -> io::Result<()> {
+        file::write(&self.dir.join("cgroup.procs"), &pid.to_string())
+    }
+
     /// Sends SIGKILL to all in it and below it. Does not wait.
     pub fn kill(&self) -> io::Result<()> {
         kill::signal_all(&self.dir)

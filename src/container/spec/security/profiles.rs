@@ -90,7 +90,7 @@ pub fn apparmor(context: &cri::LinuxContainerSecurityContext, host: &HostFacts) 
     }
     match &host.apparmor {
         None => Err(SpecError::AppArmorUnavailable { profile: name }),
-        Some(apparmor) if !apparmor.loaded.contains(&name) => Err(SpecError::AppArmorNotLoaded { profile: name }),
+        Some(apparmor) if !apparmor.has(&name) => Err(SpecError::AppArmorNotLoaded { profile: name }),
         Some(_) => Ok(Some(name)),
     }
 }
@@ -151,7 +151,7 @@ mod tests {
         let without = HostFacts::for_tests();
         let apparmor_facts = AppArmor {
             default_profile: Some("crisp-default".into()),
-            loaded: ["mine".to_owned()].into(),
+            known: ["mine".to_owned()].into(),
         };
         let with = HostFacts {
             apparmor: Some(apparmor_facts),

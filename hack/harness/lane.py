@@ -1,0 +1,198 @@
+"""hack/lane: what needs pure cgroup v2, systemd as PID 1 or AppArmor, which a machine of another kind cannot show.
+
+It is built here and runs in a virtual machine, which is made of this machine's own packages when it is first needed.
+--vm-run or CRISP_VM_RUN names another command that runs one, called as `VM_RUN --share DIR --timeout SECONDS -- COMMAND...`:
+DIR is seen read-only as the working directory, the command runs as root, and its exit status is VM_RUN's.
+`--here` runs it on this machine, which must be of that kind.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+
+from harness import owner, paths, registry, tools, vm
+from harness.netns import Netns
+from harness.undo import Interrupted, Undo
+
+_PACK = paths.CACHE / "lane"
+_TESTS = _PACK / "tests.json"
+_LOGS = paths.CACHE / "logs"
+# The test programs that have something to show here.
+_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "lane")
+
+
+class Step:
+    """A capability, and the command that shows it: `words` for the test program `test`, or suites of critest."""
+
+    def __init__(self, name, *words, test=None, critest=(), driver="cgroupfs", smoke=False):
+        self.name, self.words, self.test, self.critest = name, words, test, critest
+        self.driver, self.smoke = driver, smoke
+
+    def argv(self, programs):
+        if self.test:
+            words = [programs[self.test], "--test-threads=2", *self.words]
+            return ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *words]
+        suites = [word for suite in self.critest for word in ("--suite", suite)]
+        return [sys.executable, "-m", "harness.critest", "--cgroup-driver", self.driver, "--keep", "AppArmor", *suites]
+
+
+# Of the pods' tests those that cgroup v2, systemd or AppArmor can make come out otherwise.
+_PODS = ("cgroups::", "limits::", "oom::", "stats::", "process::", "mounts::an_image", "security::", "namespaces::", "life::")
+STEPS = (
+    Step("cgroup v2: made, joined, killed, removed", test="cgroup", smoke=True),
+    Step("cgroup v2: limits reach the kernel", test="cgroup_limits", smoke=True),
+    Step("cgroup v2: figures, pressure among them", test="stats_collector"),
+    Step("systemd: one scope per pod, limits, OOM, death of the daemon", "systemd::", test="lane", driver="systemd", smoke=True),
+    Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", smoke=True),
+    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
+    # These two name paths; what slices are for them is shown above.
+    Step("pods on cgroup v2 by systemd", *_PODS, "--skip", "cgroups::below", test="pods", driver="systemd"),
+    Step("critest: AppArmor, OOM", critest=("apparmor", "oom"), driver="systemd"),
+    Step("critest: Container, Security Context, OOM", critest=("container", "security", "oom")),
+)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="hack/lane", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--here", action="store_true", help="on this machine: Linux with pure cgroup v2, systemd and AppArmor")
+    parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--pack-only", action="store_true", help="build and pack, run nothing")
+    parser.add_argument("--smoke", action="store_true", help="only the few steps that hack/test runs")
+    parser.add_argument("--only", metavar="TEXT", help="only the steps whose name contains this text")
+    parser.add_argument("--vm-run", default=os.environ.get("CRISP_VM_RUN"), metavar="PATH")
+    parser.add_argument("--timeout", type=int, default=1500, metavar="SECONDS", help="of the virtual machine (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="print the steps")
+    return parser.parse_args()
+
+
+def build_tests():
+    """Gives the test programs, by name."""
+    words = ["cargo", "test", "--all-features", "--no-run", "--message-format=json"]
+    words += [word for name in _PROGRAMS for word in ("--test", name)]
+    done = subprocess.run(words, cwd=paths.ROOT, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    found = {}
+    for line in done.stdout.splitlines():
+        said = json.loads(line)
+        if said.get("reason") == "compiler-artifact" and said.get("executable") and "test" in said["target"]["kind"]:
+            found[said["target"]["name"]] = said["executable"]
+    return found
+
+
+def pack(undo):
+    """One file with all that runs, without debug information: a virtual machine's share is slow with many files."""
+    _PACK.mkdir(parents=True, exist_ok=True)
+    scratch = paths.scratch("lane")
+    undo.push(f"directory {scratch}", shutil.rmtree, scratch)
+    registry.Registry(Netns(undo), scratch, undo).provide("critest")
+    here = pathlib.Path("target/hack/lane/bin")
+    programs = {}
+    archive = _PACK / "share" / "lane.tar"
+    archive.parent.mkdir(exist_ok=True)
+    with tarfile.open(archive, "w") as tar:
+        def add(source, name):
+            stripped = scratch / "stripped"
+            subprocess.run(["strip", "-o", stripped, source], check=True)
+            tar.add(stripped, name)
+
+        for name, program in build_tests().items():
+            programs[name] = str(here / name)
+            add(program, here / name)
+        for program in paths.BIN.iterdir():
+            add(program, program.relative_to(paths.ROOT))
+        _TESTS.write_text(json.dumps(programs))
+        packed = scratch / "fixtures-packed"
+        packed.touch()
+        tar.add(packed, "target/hack/fixtures-packed")
+        for name in ("crictl", "critest"):
+            tools.tool(name)
+        for path in [_TESTS, paths.HACK, paths.CACHE / "bin", paths.CACHE / "registry", paths.CACHE / "fixtures-pinned"]:
+            tar.add(path, path.relative_to(paths.ROOT))
+        tar.add(shutil.which("docker-registry"), "target/hack/bin/docker-registry")
+    return archive.parent
+
+
+def in_machine(share, args, words, undo):
+    """Unpacks in the machine, at the same place: the tests have it compiled in. Gives the exit status."""
+    archive = "lane.tar" if args.vm_run else "/dev/vdb"
+    root = vm.quoted(paths.ROOT)
+    script = f"mkdir -p {root} && tar -C {root} -xf {archive} && cd {root} && PATH=$PATH:$PWD/target/hack/bin && " \
+             f"exec hack/lane --here --packed {vm.quoted(*words)}"
+    if not args.vm_run:
+        return vm.run(share / "lane.tar", script, args.timeout, undo)
+    argv = [args.vm_run, "--share", share, "--timeout", str(args.timeout), "--", "sh", "-c", script]
+    return subprocess.run(argv, stdin=subprocess.DEVNULL).returncode
+
+
+def lacking():
+    """What this machine lacks to show anything."""
+    found = []
+    if not pathlib.Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        found.append("cgroup v2 alone at /sys/fs/cgroup")
+    if not pathlib.Path("/run/systemd/system").is_dir():
+        found.append("systemd as PID 1")
+    enabled = pathlib.Path("/sys/module/apparmor/parameters/enabled")
+    if not enabled.exists() or enabled.read_text().strip() != "Y":
+        found.append("AppArmor")
+    return found
+
+
+def run_step(step, programs):
+    _LOGS.mkdir(parents=True, exist_ok=True)
+    log = _LOGS / f"lane-{step.name.replace(' ', '-')[:60]}.log"
+    began = time.monotonic()
+    with open(log, "w") as out:
+        code = subprocess.run([str(word) for word in step.argv(programs)], cwd=paths.ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                              env=dict(os.environ, CRISP_TEST_CGROUP_DRIVER=step.driver)).returncode
+    print(f"  {'ok    ' if code == 0 else 'FAILED'} {step.name:<64} {time.monotonic() - began:6.1f} s", flush=True)
+    if code != 0:
+        print("".join(f"         | {line}\n" for line in log.read_text(errors="replace").splitlines()[-60:]), flush=True)
+    return code == 0
+
+
+def run_here(chosen, args, undo):
+    if lacking():
+        raise SystemExit(f"hack/lane: this machine lacks {' and '.join(lacking())}")
+    if args.packed:
+        programs = {name: paths.ROOT / path for name, path in json.loads(_TESTS.read_text()).items()}
+    else:
+        programs = build_tests()
+        registry.Registry(Netns(undo), paths.scratch("lane"), undo).provide("critest")
+    began = time.monotonic()
+    good = [step for step in chosen if run_step(step, programs)]
+    print(f"{len(good)} of {len(chosen)} capabilities hold, {time.monotonic() - began:.0f} s")
+    return len(good) == len(chosen)
+
+
+def run(args, undo):
+    chosen = [step for step in STEPS if (not args.smoke or step.smoke) and (not args.only or args.only in step.name)]
+    if args.list:
+        print("\n".join(step.name for step in chosen))
+        return True
+    if not chosen:
+        raise SystemExit("hack/lane: no step is called that")
+    if args.here:
+        return run_here(chosen, args, undo)
+    share = pack(undo)
+    undo.run()
+    words = (["--smoke"] if args.smoke else []) + (["--only", args.only] if args.only else [])
+    return args.pack_only or in_machine(share, args, words, undo) == 0
+
+
+def main():
+    try:
+        with Undo() as undo:
+            undo.push("the owner of target", owner.give_back)
+            return 0 if run(arguments(), undo) else 1
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+//! What only a machine with pure cgroup v2, systemd as PID 1 and AppArmor can show: `hack/lane` runs this there.
+//!
+//! Needs root, `hack/build`, and CRISP_TEST_CGROUP_DRIVER=systemd.
+
+mod apparmor;
+#[path = "../pods/fixture.rs"]
+#[allow(dead_code)]
+mod fixture;
+#[path = "../support/handlers.rs"]
+#[allow(dead_code)]
+mod handlers;
+#[path = "../pods/registry.rs"]
+#[allow(dead_code)]
+mod registry;
+mod systemd;
