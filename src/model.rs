@@ -76,6 +76,20 @@ pub struct OciRuntime {
     pub path: std::path::PathBuf,
     /// What comes before its commands.
     pub options: Vec<String>,
+    /// Annotations of pods and containers that it is told: names, or beginnings of names followed by `*`.
+    #[serde(default)]
+    pub annotations: Vec<String>,
+}
+
+#[cfg(feature = "daemon")]
+impl OciRuntime {
+    /// Whether it is told the annotation `name`.
+    pub fn is_told(&self, name: &str) -> bool {
+        self.annotations.iter().any(|told| match told.strip_suffix('*') {
+            Some(beginning) => name.starts_with(beginning),
+            None => name == told,
+        })
+    }
 }
 
 /// An error with all its causes, once, on one line.

@@ -79,7 +79,7 @@ fn tests_in(file: &str) -> Option<BTreeSet<String>> {
     Some(tests_of(&text))
 }
 
-/// The functions that stand below a test's attribute.
+/// The functions that stand below a test's attribute, perhaps with others in between.
 fn tests_of(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut is_test = false;

@@ -8,4 +8,5 @@ cni.py       a conflist for Debian's plugins    crictl.py    crictl as a functio
 containerd.py, crisp.py  the runtimes           leaks.py     what is left over
 screen.py    steps, named, checked and timed
 demo.py, critest.py, bench*.py, suite.py        the commands
+node/        a kubelet on crisp
 """

@@ -3,10 +3,15 @@
 from harness import cni, paths
 from harness.runtime import Runtime
 
+# The distribution's OCI runtimes.
+HANDLERS = {"runc": "/usr/sbin/runc", "crun": "/usr/bin/crun"}
+
 
 class Crisp(Runtime):
     name = "crisp"
     cgroups_left = ("/crisp",)
+    # The names of its external runtimes.
+    handlers = ()
 
     def __init__(self, *where, cgroup_driver="cgroupfs", **how):
         self.cgroup_driver = cgroup_driver
@@ -15,6 +20,10 @@ class Crisp(Runtime):
     def prepare(self):
         self.socket = self.directory / "run" / "crisp.sock"
         self._options = ["--dir", self.directory, "--lib-dir", paths.BIN, "--cgroup-driver", self.cgroup_driver]
+        if self.handlers:
+            config = self.directory / "crisp.toml"
+            config.write_text("".join(f"[runtimes.{name}]\npath = '{HANDLERS[name]}'\n" for name in self.handlers))
+            self._options += ["--config", config]
         if self.mirrors:
             self._options += ["--registry-config-dir", self.mirrors]
         if self.network == "cni":

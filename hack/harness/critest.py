@@ -15,7 +15,7 @@ import time
 from fixtures.pin import pin
 from harness import owner, paths, process, registry, specs, tools
 from harness.containerd import Containerd
-from harness.crisp import Crisp
+from harness.crisp import HANDLERS, Crisp
 from harness.netns import Netns
 from harness.undo import Interrupted, Undo
 
@@ -25,6 +25,7 @@ RUNTIMES = {"crisp": Crisp, "containerd": Containerd}
 def arguments():
     parser = argparse.ArgumentParser(prog="hack/critest", description=__doc__)
     parser.add_argument("--runtime", choices=sorted(RUNTIMES), default="crisp")
+    parser.add_argument("--handler", choices=sorted(HANDLERS), help="crisp's runtime handler; default: the built-in one")
     parser.add_argument("--network", choices=("embedded", "cni"), help="default: embedded for crisp, cni for containerd")
     parser.add_argument("--endpoint", help="test a daemon that runs already, at this unix:// endpoint")
     parser.add_argument("--suite", action="append", choices=sorted(specs.SUITES), help="only this suite (may be repeated)")
@@ -37,7 +38,10 @@ def arguments():
     parser.add_argument("--websocket", action="store_true", help="exec, attach and port-forward by WebSocket instead of SPDY")
     parser.add_argument("--timeout", default="25m", help="of one run (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the specs that would run, and the skips")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.handler and args.runtime != "crisp":
+        parser.error("--handler is crisp's")
+    return args
 
 
 class Suite:
@@ -67,6 +71,8 @@ class Suite:
                  "-test.timeout=0"]
         if args.seed is not None:
             words.append(f"-ginkgo.seed={args.seed}")
+        if args.handler:
+            words.append(f"-runtime-handler={args.handler}")
         if args.websocket:
             words += ["-websocket-exec", "-websocket-attach", "-websocket-portforward"]
         if args.parallel > 1:
@@ -127,6 +133,7 @@ def run(args, undo):
     if not chosen:
         raise ValueError("no spec is called that")
     process.become_subreaper()
+    name = args.runtime + (f"-{args.handler}" if args.handler else "")
     undo.push("processes left below us", process.end_all, lambda: process.descendants(os.getpid()))
     logs = paths.CACHE / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -136,19 +143,20 @@ def run(args, undo):
         prefix = netns.prefix
         registry.Registry(netns, scratch, undo).provide("critest")
         network = args.network or ("cni" if args.runtime == "containerd" else "embedded")
+        Crisp.handlers = (args.handler,) if args.handler else ()
         options = {"cgroup_driver": args.cgroup_driver} if args.runtime == "crisp" else {}
         runtime = RUNTIMES[args.runtime](scratch / args.runtime, netns, undo, network, registry.write_mirrors(scratch), **options)
         endpoint = runtime.endpoint
-        undo.push("the daemon's log", shutil.copyfile, runtime.log, logs / f"critest-{args.runtime}-daemon.log")
+        undo.push("the daemon's log", shutil.copyfile, runtime.log, logs / f"critest-{name}-daemon.log")
     suite.pin()
     passed = True
     for number in range(1, args.repeat + 1):
-        log = logs / f"critest-{args.runtime}-{number}.log"
+        log = logs / f"critest-{name}-{number}.log"
         log.unlink(missing_ok=True)
         began = time.monotonic()
         outcomes = run_once(suite, chosen, endpoint, prefix, args, log)
         good = sum(outcome.state == "passed" and outcome.name in chosen for outcome in outcomes)
-        print(f"critest {args.runtime}: {good} of {len(chosen)} specs passed, {len(left_out)} left out by hack/critest.skips, "
+        print(f"critest {name}: {good} of {len(chosen)} specs passed, {len(left_out)} left out by hack/critest.skips, "
               f"{time.monotonic() - began:.0f} s ({log})", flush=True)
         passed = passed and good == len(chosen) and all(outcome.state == "passed" for outcome in outcomes)
         if runtime and not runtime.daemon.alive():

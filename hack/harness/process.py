@@ -11,6 +11,8 @@ import subprocess
 import time
 
 _PR_SET_CHILD_SUBREAPER = 36
+# What /proc counts processor time in.
+TICK_MS = 1000 / os.sysconf("SC_CLK_TCK")
 
 
 class ProcessError(Exception):

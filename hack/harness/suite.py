@@ -9,6 +9,7 @@ import sys
 import time
 
 from harness import owner, paths
+from harness.crisp import HANDLERS
 from harness.undo import Interrupted, Undo
 
 LOGS = paths.CACHE / "logs"
@@ -42,7 +43,7 @@ def _cargo_test(names, *words):
 
 
 def _tools():
-    for name in ("crictl", "critest", "bench-client"):
+    for name in ("crictl", "critest", "bench-client", "kubelet", "kubelet-client"):
         yield [sys.executable, "-c", f"from harness import tools; tools.tool({name!r})"]
 
 
@@ -74,9 +75,20 @@ def _faults():
     yield from _cargo_test(_fault_tests())
 
 
+def _handlers():
+    """What a pod's containers can do, when an external runtime makes them."""
+    for handler in HANDLERS:
+        for argv in _cargo_test(["pods", "root_streaming", *_fault_tests()]):
+            yield ["env", f"CRISP_TEST_HANDLER={handler}", *argv]
+
+
 def _critest():
     yield ["hack/critest"]
     yield ["hack/critest", "--websocket", "--suite", "streaming"]
+
+
+def _critest_runc():
+    yield ["hack/critest", "--handler", "runc"]
 
 
 def _demo():
@@ -87,13 +99,18 @@ def _demo_cni():
     yield ["hack/demo", "--cni"]
 
 
+def _node():
+    yield ["hack/node-test"]
+
+
 def _lane():
     yield ["hack/lane", "--smoke"]
 
 
 STAGES = {
     "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "integration": _integration, "faults": _faults,
-    "tools": _tools, "critest": _critest, "demo": _demo, "demo-cni": _demo_cni, "lane": _lane,
+    "handlers": _handlers, "tools": _tools, "critest": _critest, "critest-runc": _critest_runc, "demo": _demo, "demo-cni": _demo_cni,
+    "node": _node, "lane": _lane,
 }
 
 
@@ -104,7 +121,7 @@ def _counts(text):
     if results:
         passed, failed, ignored = (sum(int(result[i]) for result in results) for i in range(3))
         found.append(f"{passed} passed" + (f", {failed} failed" if failed else "") + (f", {ignored} IGNORED" if ignored else ""))
-    for specs in re.findall(r"critest \w+: (.*? passed.*?), \d+ s", text):
+    for specs in re.findall(r"critest [\w-]+: (.*? passed.*?), \d+ s", text):
         found.append(specs)
     for capabilities in re.findall(r"(\d+ of \d+ capabilities)", text):
         found.append(capabilities)
@@ -142,7 +159,7 @@ def run_stage(name):
     text = log.read_text(errors="replace")
     if not failed and _ignored(text):
         failed = "tests were ignored; here everything runs"
-    print(f"  {'FAILED' if failed else 'ok    '} {name:<11} {_counts(text):<60} {time.monotonic() - began:6.1f} s", flush=True)
+    print(f"  {'FAILED' if failed else 'ok    '} {name:<12} {_counts(text):<60} {time.monotonic() - began:6.1f} s", flush=True)
     if failed:
         print(f"         {failed}; the end of {log}:")
         for line in _telling(text)[-40:]:

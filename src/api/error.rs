@@ -2,8 +2,8 @@
 
 use tonic::{Code, Status};
 
-use crate::container::ContainerError;
 use crate::container::spec::SpecError;
+use crate::container::{CdiError, ContainerError};
 use crate::handler::UnknownHandler;
 use crate::image::{ErrorKind, ImageError};
 use crate::model::chain;
@@ -29,10 +29,11 @@ impl ToCode for SandboxError {
         match self {
             Self::NotFound { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
-            Self::NotReady { .. } => Code::FailedPrecondition,
+            Self::NotReady { .. } | Self::NoUserNamespaces { .. } => Code::FailedPrecondition,
             Self::MonitorSilent { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
+            | Self::UserNamespace { .. }
             | Self::Network { .. }
             | Self::Path { .. }
             | Self::Cgroup { .. }
@@ -71,6 +72,17 @@ impl ToCode for ContainerError {
             Self::Monitor { source, .. } => source.code(),
             Self::Spec(source) => source.code(),
             Self::Seccomp(_) => Code::InvalidArgument,
+            Self::Cdi(source) => source.code(),
+        }
+    }
+}
+
+impl ToCode for CdiError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Name { .. } => Code::InvalidArgument,
+            Self::Unknown { .. } => Code::NotFound,
+            Self::Twice { .. } | Self::Edit { .. } | Self::Node { .. } => Code::FailedPrecondition,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Stats requests: which containers and pods are meant, handed to the collector.
 
+use std::sync::Arc;
+
 use tonic::Status;
 
 use super::Rooms;
@@ -42,9 +44,10 @@ pub async fn containers(rooms: &Rooms, filter: Option<&cri::ContainerStatsFilter
 /// PodSandboxStats.
 pub async fn pod_sandbox(rooms: &Rooms, id: &str) -> Result<cri::PodSandboxStatsResponse, Status> {
     let sandbox = rooms.sandboxes.find(id).map_err(|e| failed(&e))?;
+    let containers = rooms.containers.of_pod(&sandbox.record.id);
     let stats = rooms
         .stats
-        .pod(pod_target(rooms, &sandbox)?)
+        .pod(pod_target(rooms, &sandbox, &containers)?)
         .await
         .map_err(|e| failed(&e))?;
     Ok(cri::PodSandboxStatsResponse { stats: Some(stats) })
@@ -60,23 +63,29 @@ pub async fn pod_sandboxes(rooms: &Rooms, filter: Option<&cri::PodSandboxStatsFi
     let found = rooms
         .sandboxes
         .list(|sandbox| sandbox.is_ready() && takes_sandbox(filter.as_ref(), sandbox));
-    let targets = found
-        .iter()
-        .filter_map(|sandbox| pod_target(rooms, sandbox).ok())
-        .collect();
+    let mut containers = rooms.containers.by_pod();
+    let targets = found.iter().filter_map(|sandbox| {
+        let of_pod = containers.remove(&sandbox.record.id).unwrap_or_default();
+        pod_target(rooms, sandbox, &of_pod).ok()
+    });
+    let targets = targets.collect();
     rooms.stats.pods(targets).await
 }
 
 /// The metrics of the ready pods.
 pub async fn metrics(rooms: &Rooms) -> Vec<cri::PodSandboxMetrics> {
     let found = rooms.sandboxes.list(Sandbox::is_ready);
-    let targets = found.iter().map(|sandbox| pod_metrics_target(rooms, sandbox)).collect();
+    let mut containers = rooms.containers.by_pod();
+    let targets = found.iter().map(|sandbox| {
+        let of_pod = containers.remove(&sandbox.record.id).unwrap_or_default();
+        pod_metrics_target(rooms, sandbox, &of_pod)
+    });
+    let targets = targets.collect();
     rooms.stats.metrics(targets).await
 }
 
-fn pod_metrics_target(rooms: &Rooms, sandbox: &Sandbox) -> PodMetricsTarget {
+fn pod_metrics_target(rooms: &Rooms, sandbox: &Sandbox, containers: &[Arc<Container>]) -> PodMetricsTarget {
     let record = &sandbox.record;
-    let containers = rooms.containers.of_pod(&record.id);
     PodMetricsTarget {
         id: record.id.to_string(),
         cgroup: record.cgroup(),
@@ -137,9 +146,8 @@ fn container_target(rooms: &Rooms, container: &Container) -> Result<ContainerTar
     })
 }
 
-fn pod_target(rooms: &Rooms, sandbox: &Sandbox) -> Result<PodTarget, Status> {
+fn pod_target(rooms: &Rooms, sandbox: &Sandbox, containers: &[Arc<Container>]) -> Result<PodTarget, Status> {
     let record = &sandbox.record;
-    let containers = rooms.containers.of_pod(&record.id);
     let running = containers.iter().filter(|container| has_processes(container));
     Ok(PodTarget {
         id: record.id.to_string(),

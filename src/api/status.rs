@@ -46,6 +46,7 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
         condition("RuntimeReady", true, String::new(), String::new()),
         condition("NetworkReady", network.ready, network.reason, network.message),
     ];
+    let user_namespaces = rooms.containers.user_namespaces().is_ok();
     let mut info = BTreeMap::new();
     if verbose {
         info.insert("config".to_owned(), rooms.settings.to_string());
@@ -53,21 +54,25 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         info,
-        runtime_handlers: rooms.handlers.list().map(handler).collect(),
+        runtime_handlers: rooms
+            .handlers
+            .list()
+            .map(|named| handler(named, user_namespaces))
+            .collect(),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
-            mount_options: false,
+            user_namespaces_host_network: user_namespaces,
+            mount_options: true,
         }),
     }
 }
 
-fn handler((name, handler): (&str, &Handler)) -> cri::RuntimeHandler {
+fn handler((name, handler): (&str, &Handler), user_namespaces: bool) -> cri::RuntimeHandler {
     cri::RuntimeHandler {
         name: name.to_owned(),
         features: Some(cri::RuntimeHandlerFeatures {
             recursive_read_only_mounts: handler.features.recursive_read_only_mounts,
-            user_namespaces: handler.features.user_namespaces,
+            user_namespaces: handler.features.user_namespaces && user_namespaces,
         }),
     }
 }

@@ -8,7 +8,7 @@ use crate::container::{Container, ExecOutput, State};
 use crate::cri;
 use crate::image::{Image, ImageUser};
 use crate::sandbox::{Sandbox, namespace_options};
-use crate::store::Exit;
+use crate::store::{ContainerRecord, Exit};
 
 /// More than an ExecSyncResponse has beside its two streams.
 const EXEC_FRAME_BYTES: usize = 64;
@@ -114,7 +114,7 @@ pub fn container_status(container: &Container) -> cri::ContainerStatus {
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
-        mounts: record.config.mounts.clone(),
+        mounts: mounts(record),
         log_path: record
             .log_path
             .as_ref()
@@ -150,6 +150,17 @@ pub fn resources_json(resources: &cri::LinuxContainerResources) -> serde_json::V
         .chain(texts.map(|(name, value)| ((*name).to_owned(), value.as_str().into())))
         .collect::<serde_json::Map<_, _>>()
         .into()
+}
+
+/// `ContainerStatus.mounts`: as asked for, with the images that volumes were made of.
+fn mounts(record: &ContainerRecord) -> Vec<cri::Mount> {
+    let mut mounts = record.config.mounts.clone();
+    for image in mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
+        if let Some(image_id) = record.volume_images.get(&image.image) {
+            image.image_ref = image_id.to_string();
+        }
+    }
+    mounts
 }
 
 /// `ContainerStatus.reason`, in the words that kubelets and users know.

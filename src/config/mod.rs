@@ -87,6 +87,7 @@ pub struct RawNetwork {
 pub struct RawContainer {
     pub log_line_max_bytes: Option<u32>,
     pub seccomp_profile_root: Option<PathBuf>,
+    pub cdi_dirs: Option<Vec<PathBuf>>,
 }
 
 /// The documented defaults; `crispd config-default` prints this text.
@@ -128,6 +129,8 @@ idle_seconds = 30
 log_line_max_bytes = 16384
 # Where relative paths of Localhost seccomp profiles begin.
 seccomp_profile_root = "/var/lib/kubelet/seccomp"
+# Where CDI specification files are; a later directory wins over an earlier one.
+cdi_dirs = ["/etc/cdi", "/var/run/cdi"]
 
 [streaming]
 # Where exec, attach and port-forward are served: an IP address and a port; 0 is any port that is free. A kubelet on this
@@ -153,6 +156,9 @@ max_sessions = 1000
 # path = "/usr/sbin/runc"
 # What comes before the runtime's commands; --root, --log and --log-format are crispd's.
 # options = []
+# Annotations of pods and containers that the runtime is told; a * at the end matches any rest. Some change what a runtime
+# does: name those that whoever may make pods may set.
+# annotations = []
 "#;
 
 /// Flags that win over the file.
@@ -189,6 +195,7 @@ pub struct Config {
     pub network_idle: Duration,
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    pub cdi_dirs: Vec<PathBuf>,
     /// The external runtimes by the names of their handlers.
     pub runtimes: BTreeMap<String, OciRuntime>,
     pub streaming: Streaming,
@@ -285,6 +292,10 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
             .container
             .seccomp_profile_root
             .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
+        cdi_dirs: raw
+            .container
+            .cdi_dirs
+            .unwrap_or_else(|| vec!["/etc/cdi".into(), "/var/run/cdi".into()]),
         runtimes,
         streaming: streaming::validate(raw.streaming, &mut mistakes),
     };
@@ -302,6 +313,7 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         .registry_config_dirs
         .iter()
         .chain(&config.cni_bin_dirs)
+        .chain(&config.cdi_dirs)
         .filter(|path| !path.is_absolute())
     {
         mistakes.push(format!(

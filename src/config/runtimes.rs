@@ -14,6 +14,7 @@ use crate::model::OciRuntime;
 pub struct RawRuntime {
     pub path: Option<PathBuf>,
     pub options: Vec<String>,
+    pub annotations: Vec<String>,
 }
 
 /// Options that crispd gives itself.
@@ -39,14 +40,26 @@ pub fn validate(raw: BTreeMap<String, RawRuntime>) -> (BTreeMap<String, OciRunti
                 mistaken(format!(".options: {name} is crispd's own"));
             }
         }
+        for annotation in &raw.annotations {
+            // All of them would let every pod say what the runtime does.
+            if annotation.trim_end_matches('*').is_empty() || annotation.trim_end_matches('*').contains('*') {
+                mistaken(format!(
+                    ".annotations: {annotation:?} is no name, nor the beginning of one and *"
+                ));
+            }
+        }
         match raw.path {
             None => mistaken(".path is missing".to_owned()),
             Some(path) => {
                 if let Err(why) = check_program(&path) {
                     mistaken(format!(".path {} {why}", path.display()));
                 }
-                let options = raw.options;
-                runtimes.insert(name, OciRuntime { path, options });
+                let runtime = OciRuntime {
+                    path,
+                    options: raw.options,
+                    annotations: raw.annotations,
+                };
+                runtimes.insert(name, runtime);
             }
         }
     }
@@ -95,7 +108,7 @@ mod tests {
     fn all_mistakes_of_all_runtimes_are_told_at_once() {
         let told = validated(
             "root = 'x'\n[runtimes.a]\n[runtimes.b]\npath = 'bin/sh'\n[runtimes.c]\npath = '/no/such'\n[runtimes.d]\npath = '/etc/passwd'\n\
-             [runtimes.e]\npath = '/etc'\n[runtimes.F]\npath = '/bin/sh'\n[runtimes.g]\npath = '/bin/sh'\noptions = ['x', '--root=/y', '--log']\n",
+             [runtimes.e]\npath = '/etc'\n[runtimes.F]\npath = '/bin/sh'\n[runtimes.g]\npath = '/bin/sh'\noptions = ['x', '--root=/y', '--log']\nannotations = ['*', 'a*b']\n",
         )
         .expect_err("invalid");
         for mistake in [
@@ -109,6 +122,8 @@ mod tests {
             "runtimes.g.options: \"x\" does not begin with -",
             "runtimes.g.options: --root is crispd's own",
             "runtimes.g.options: --log is crispd's own",
+            "runtimes.g.annotations: \"*\" is no name",
+            "runtimes.g.annotations: \"a*b\" is no name",
         ] {
             assert!(told.contains(mistake), "{mistake}: {told}");
         }

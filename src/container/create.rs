@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 use tokio::sync::watch;
 
+use super::cdi;
+use super::layers::Users;
+use super::mounts::Origins;
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
 use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
@@ -21,9 +24,9 @@ use crate::image::{Image, Lease};
 use crate::model::{ContainerId, chain};
 use crate::monitor::client::{ContainerFds, ContainerSpec, LateMount, NamespaceKind};
 use crate::operation::OperationError;
-use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER, WORK};
+use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER};
 use crate::sys::cgroup::{Cgroup, JoinFds};
-use crate::sys::mount;
+use crate::sys::pidfd;
 use crate::undo::Undo;
 
 /// A container that is described, its root file system at hand.
@@ -31,6 +34,24 @@ struct Described {
     built: Built,
     rootfs: OwnedFd,
     dir: PathBuf,
+    users: Option<Users>,
+}
+
+/// The users of a pod with a user namespace: that of pause, by which the pod's namespaces live.
+fn users_of(pod: &Pod) -> Result<Option<Users>, ContainerError> {
+    let Some(ids) = spec::namespaces::user_ids(&pod.record.config) else {
+        return Ok(None);
+    };
+    let path = format!("/proc/{}/ns/user", pod.pause.pid);
+    let opened = fs::File::open(&path).and_then(|namespace| {
+        // Opened first: if it is still pause then, it was.
+        match pidfd::start_time(pod.pause.pid)? == pod.pause.start_time {
+            true => Ok(namespace.into()),
+            false => Err(std::io::ErrorKind::NotFound.into()),
+        }
+    });
+    let namespace = opened.map_err(ContainerError::path("open", path))?;
+    Ok(Some(Users { namespace, ids }))
 }
 
 impl Containers {
@@ -130,9 +151,16 @@ impl Containers {
         let sandbox_id = pod.record.id.clone();
         let log_path = log::path(&pod.record.config, &config)?;
         let runtime = self.runtime_for(&pod, &config)?;
-        let (image, lease) = self.image_of(&config)?;
+        let lease = self.image_of(&config)?;
+        let image = lease.image().clone();
+        let volume_images = self.volume_images(&config)?;
         let store = self.parts.store.clone();
-        let Described { built, rootfs, dir } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
+        let Described {
+            built,
+            rootfs,
+            dir,
+            users,
+        } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
         fault::point("create: described").await?;
         self.check_features(&pod, &built)?;
         for capability in &built.capabilities_cut {
@@ -142,6 +170,10 @@ impl Containers {
             id: id.clone(),
             sandbox_id: sandbox_id.clone(),
             image_id: image.id.clone(),
+            volume_images: volume_images
+                .iter()
+                .map(|(reference, lease)| (reference.clone(), lease.image().id.clone()))
+                .collect(),
             created_at_ns: now_ns(),
             cgroup: format!("{}/{id}", pod.record.cgroup_parent),
             log_path,
@@ -178,7 +210,15 @@ impl Containers {
         // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
         let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
         fault::point("create: cgroup made").await?;
-        let mounts = self.open_binds(&built.binds, &volumes, &run_dir, &dir, &rootfs).await?;
+        let origins = Origins {
+            volumes: &volumes,
+            images: &volume_images,
+            run_dir: &run_dir,
+            dir: &dir,
+            rootfs: &rootfs,
+            users,
+        };
+        let mounts = self.open_binds(&built.binds, origins).await?;
         let log = match record.log_path.clone() {
             None => None,
             Some(path) => Some(blocking(move || log::open(&path)).await?),
@@ -214,7 +254,7 @@ impl Containers {
                 pod.monitor.create_container(request, fds).await
             }
             Some(runtime) => {
-                self.create_external(&runtime, (&record, &built), &pod.monitor, (request, fds), undo)
+                self.create_external(&runtime, (&record, &built), &pod, (request, fds), undo)
                     .await?
             }
         };
@@ -246,7 +286,9 @@ impl Containers {
             resources: Mutex::new(resources),
             policy: Some(built.policy),
             monitor: pod.access,
-            _lease: Some(lease),
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
+            _leases: volume_images.into_values().chain([lease]).collect(),
             inherited: Inherited::default(),
         });
         self.index
@@ -257,27 +299,25 @@ impl Containers {
         Ok(container)
     }
 
-    fn image_of(&self, config: &cri::ContainerConfig) -> Result<(Arc<Image>, Lease), ContainerError> {
-        let reference = config
-            .image
-            .as_ref()
-            .map(|image| image.image.clone())
-            .unwrap_or_default();
-        if reference.is_empty() {
-            return Err(ContainerError::Invalid {
+    fn image_of(&self, config: &cri::ContainerConfig) -> Result<Lease, ContainerError> {
+        match config.image.as_ref().map(|image| image.image.as_str()) {
+            None | Some("") => Err(ContainerError::Invalid {
                 what: "container config: image is missing".to_owned(),
-            });
+            }),
+            Some(reference) => self.hold(reference),
         }
-        let image = self
-            .parts
-            .images
-            .find(&reference)
-            .ok_or(ContainerError::ImageNotFound { reference })?;
-        let lease = self.parts.images.hold(&image.id);
-        let lease = lease.ok_or_else(|| ContainerError::ImageGone {
-            image_id: image.id.clone(),
+    }
+
+    /// Keeps the layers of an image for a container.
+    pub(super) fn hold(&self, reference: &str) -> Result<Lease, ContainerError> {
+        let image = self.parts.images.find(reference);
+        let image = image.ok_or_else(|| ContainerError::ImageNotFound {
+            reference: reference.to_owned(),
         })?;
-        Ok((image, lease))
+        let lease = self.parts.images.hold(&image.id);
+        lease.ok_or_else(|| ContainerError::ImageGone {
+            image_id: image.id.clone(),
+        })
     }
 
     /// Root file system and description: what blocks is on a thread that may.
@@ -290,11 +330,14 @@ impl Containers {
         external: bool,
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
-        let (id, pod, config, image) = (id.clone(), pod.record.clone(), config.clone(), image.clone());
+        let (id, pod, config, image) = (id.clone(), pod.clone(), config.clone(), image.clone());
         blocking(move || {
+            let users = users_of(&pod)?;
+            let pod = pod.record;
             let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
-            let rootfs = mount_rootfs(&dir, &image, &this.parts.images.layers(&image))?;
-            let devices = spec::devices::lookup(&config)?;
+            let rootfs = this.mount_rootfs(&dir, &image, users.as_ref())?;
+            let cdi::Edited { config, devices } = cdi::apply(&config, &this.parts.cdi_dirs)?;
+            let devices = [spec::devices::lookup(&config)?, devices].concat();
             let hostname = hostname(&pod.config);
             let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
             let built = spec::build(&Input {
@@ -308,16 +351,36 @@ impl Containers {
                     ipc: Some("nsfd:ipc".into()),
                     uts: Some("nsfd:uts".into()),
                     pid: Some("nsfd:pid".into()),
-                    user: None,
+                    user: Some("nsfd:user".into()),
                 },
                 cgroup_mounts: &cgroup_mounts,
                 external,
                 devices: &devices,
                 host: &this.parts.host,
             })?;
-            Ok(Described { built, rootfs, dir })
+            Ok(Described {
+                built,
+                rootfs,
+                dir,
+                users,
+            })
         })
         .await
+    }
+
+    /// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
+    /// the image's.
+    fn mount_rootfs(&self, dir: &Path, image: &Image, users: Option<&Users>) -> Result<OwnedFd, ContainerError> {
+        let upper = dir.join(UPPER);
+        let like_the_image = || {
+            chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
+            fs::set_permissions(&upper, fs::Permissions::from_mode(image.root.mode & 0o7777))
+        };
+        like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
+        let lower = self.parts.images.layers(image);
+        self.layers
+            .root(&lower, dir, users)
+            .map_err(ContainerError::path("mount the root file system of", dir))
     }
 
     /// The container's cgroup in every controller of cgroup v1, which it sees below /sys/fs/cgroup.
@@ -383,18 +446,6 @@ fn hostname(pod: &cri::PodSandboxConfig) -> String {
         return rustix::system::uname().nodename().to_string_lossy().into_owned();
     }
     pod.hostname.clone()
-}
-
-/// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like
-/// the image's.
-fn mount_rootfs(dir: &Path, image: &Image, layers: &[PathBuf]) -> Result<OwnedFd, ContainerError> {
-    let (upper, work) = (dir.join(UPPER), dir.join(WORK));
-    let like_the_image = || {
-        chown(&upper, Some(image.root.uid), Some(image.root.gid))?;
-        fs::set_permissions(&upper, fs::Permissions::from_mode(image.root.mode & 0o7777))
-    };
-    like_the_image().map_err(ContainerError::path("set the mode of", &upper))?;
-    mount::overlay(layers, &upper, &work).map_err(ContainerError::path("mount the root file system of", dir))
 }
 
 /// The binds that the description for libcontainer leaves out.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::cdi::CdiError;
 use super::spec::SpecError;
 use super::spec::seccomp::SeccompError;
 use crate::handler::UnknownHandler;
@@ -83,6 +84,8 @@ pub enum ContainerError {
     },
     #[error(transparent)]
     UnknownHandler(#[from] UnknownHandler),
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error("seccomp profile")]

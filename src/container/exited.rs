@@ -1,7 +1,6 @@
 //! A container's first process has ended.
 
 use super::{Containers, now_ns};
-use crate::events::Kind;
 use crate::model::ContainerId;
 use crate::monitor::protocol;
 use crate::store::{ContainerPhase, ContainerRecord, Exit};
@@ -31,7 +30,9 @@ impl Containers {
             state.exited(exit);
         });
         if first {
-            self.tell(Kind::Stopped, &container.record);
+            let starting = container.starting.lock().await;
+            self.tell_end(&container);
+            drop(starting);
             self.record_status(&container, ContainerPhase::Exited).await;
         }
     }

@@ -1,5 +1,6 @@
 //! Containers that external OCI runtimes make: what the monitor and the runtime are told.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use super::{ContainerError, Containers, Pod, blocking};
 use crate::cri;
 use crate::handler::{DeleteError, delete};
 use crate::model::{OciRuntime, chain};
-use crate::monitor::client::{Client, ContainerFds, ContainerSpec, ExternalRun, MonitorError};
+use crate::monitor::client::{ContainerFds, ContainerSpec, ExternalRun, MonitorError};
 use crate::monitor::protocol::{self, Process};
 use crate::store::ContainerRecord;
 use crate::undo::Undo;
@@ -73,17 +74,18 @@ impl Containers {
         self: &Arc<Self>,
         runtime: &OciRuntime,
         (record, built): (&ContainerRecord, &Built),
-        monitor: &Client,
+        pod: &Pod,
         (mut request, mut fds): (ContainerSpec, ContainerFds),
         undo: &mut Undo,
     ) -> Result<Result<Process, MonitorError>, ContainerError> {
         let this = self.clone();
         let (at, what) = (record.clone(), built.clone());
+        let annotations = annotations(runtime, pod, record);
         undo.push("container of the runtime", {
             let (this, record) = (self.clone(), record.clone());
             move || async move { this.delete_external(&record).await.map_err(|error| chain(&error)) }
         });
-        request.spec = blocking(move || this.external_config(&at, &what)).await?;
+        request.spec = blocking(move || this.external_config(&at, &what, annotations)).await?;
         // The runtime does what a policy says for libcontainer's.
         request.policy = Some(protocol::Policy::default());
         if self.parts.cgroups.is_v2() {
@@ -91,11 +93,16 @@ impl Containers {
             fds.cgroup_dir = None;
         }
         let run = self.external_run(runtime, record)?;
-        Ok(monitor.create_external(run, request, fds).await)
+        Ok(pod.monitor.create_external(run, request, fds).await)
     }
 
     /// The contents of the bundle, whose directory is made. Blocks.
-    pub(super) fn external_config(&self, record: &ContainerRecord, built: &Built) -> Result<Vec<u8>, ContainerError> {
+    pub(super) fn external_config(
+        &self,
+        record: &ContainerRecord,
+        built: &Built,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Vec<u8>, ContainerError> {
         let seccomp = match &built.policy.seccomp {
             None => None,
             Some(source) => {
@@ -108,6 +115,7 @@ impl Containers {
             dir: &dir,
             cgroup: &record.cgroup,
             seccomp,
+            annotations,
             lowest_oom_score_adj: self.lowest_oom_score_adj()?,
         };
         Ok(bundle.config(built)?)
@@ -135,4 +143,11 @@ impl Containers {
         let state = self.parts.store.runtime_state_dir(&record.sandbox_id);
         delete(runtime, &state, &self.parts.handlers.hidden, &record.id).await
     }
+}
+
+/// The annotations of the pod, and over them the container's, that `runtime` is to be told.
+fn annotations(runtime: &OciRuntime, pod: &Pod, record: &ContainerRecord) -> BTreeMap<String, String> {
+    let all = [&pod.record.config.annotations, &record.config.annotations];
+    let told = all.into_iter().flatten().filter(|(name, _)| runtime.is_told(name));
+    told.map(|(name, value)| (name.clone(), value.clone())).collect()
 }

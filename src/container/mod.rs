@@ -1,12 +1,14 @@
 //! A container's life, one verb a file. What a container is to be (its OCI spec) is in [`spec`].
 
 mod attach;
+mod cdi;
 mod create;
 mod error;
 mod exec;
 mod exec_sync;
 mod exited;
 mod external;
+mod layers;
 mod list;
 mod log;
 mod mounts;
@@ -24,16 +26,18 @@ mod volume;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
 pub use attach::{AttachPipes, Attachment};
+pub use cdi::CdiError;
 pub use error::ContainerError;
 pub use exec::{ExecPipes, ExecProcess, ExecStreams};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
+pub use layers::Layers;
 pub use state::State;
 
 use crate::cri;
@@ -67,8 +71,13 @@ pub struct Container {
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
     monitor: Access,
-    /// Keeps the image's layers while the container lives. Absent if they were gone when the daemon came back.
-    _lease: Option<Lease>,
+    /// Held while it is started: its end is told after its start, however soon it comes.
+    starting: tokio::sync::Mutex<()>,
+    /// Its end is told once.
+    end_told: AtomicBool,
+    /// Keep the layers of its image, and of those it has as volumes, while the container lives. Without those that were
+    /// gone when the daemon came back.
+    _leases: Vec<Lease>,
     inherited: Inherited,
 }
 
@@ -141,11 +150,14 @@ pub struct Parts {
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
     pub seccomp_profile_root: PathBuf,
+    /// Where CDI specification files are.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 /// All containers.
 pub struct Containers {
     parts: Parts,
+    layers: Arc<Layers>,
     /// Short critical sections only: no file, process or message is touched under it.
     index: RwLock<HashMap<ContainerId, Arc<Container>>>,
     /// Who holds which name: "sandbox id, name, attempt".
@@ -156,9 +168,10 @@ pub struct Containers {
 
 impl Containers {
     /// No containers yet; [`Containers::adopt`] brings back those of an earlier daemon.
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(parts: Parts, layers: Layers) -> Self {
         Self {
             parts,
+            layers: Arc::new(layers),
             index: RwLock::default(),
             names: Mutex::default(),
             creating: Operations::default(),
@@ -192,12 +205,37 @@ impl Containers {
             .collect()
     }
 
+    /// Whether pods can have user namespaces on this node, and if not, why.
+    pub fn user_namespaces(&self) -> Result<(), String> {
+        match self.layers.no_user_namespaces() {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(()),
+        }
+    }
+
+    /// All containers, by pod: for who looks at many pods.
+    pub fn by_pod(&self) -> HashMap<SandboxId, Vec<Arc<Container>>> {
+        let mut found: HashMap<SandboxId, Vec<Arc<Container>>> = HashMap::new();
+        for container in self.index.read().expect("no panic holds it").values() {
+            let of_pod = found.entry(container.record.sandbox_id.clone()).or_default();
+            of_pod.push(container.clone());
+        }
+        found
+    }
+
     /// Where a container's own files are.
     pub fn writable_layer(&self, record: &ContainerRecord) -> PathBuf {
         self.parts
             .store
             .container_dir(&record.sandbox_id, &record.id)
             .join(UPPER)
+    }
+
+    /// Tells that a container has ended, unless that was told.
+    fn tell_end(&self, container: &Container) {
+        if !container.end_told.swap(true, Ordering::Relaxed) {
+            self.tell(Kind::Stopped, &container.record);
+        }
     }
 
     fn tell(&self, kind: Kind, record: &ContainerRecord) {

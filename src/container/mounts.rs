@@ -3,14 +3,18 @@
 //! Every path of the host is resolved here, once, and from then on held by descriptor: what a symlink points to
 //! later, or what is mounted over it, changes nothing.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::layers::{Layers, Users};
 use super::spec::{Bind, BindSource, SandboxFile};
 use super::{ContainerError, Containers, blocking, volume};
+use crate::cri;
+use crate::image::Lease;
 use crate::sys::mount::{self, Attributes, Propagation};
 
 /// How long the host's file systems may take to answer for all binds together.
@@ -23,29 +27,47 @@ enum Source {
     Volume { dir: PathBuf, from: PathBuf },
 }
 
+/// Where a container's binds come from, but for the host.
+pub(super) struct Origins<'a> {
+    /// The image's volumes: where in the image their first contents are.
+    pub volumes: &'a [PathBuf],
+    pub images: &'a VolumeImages,
+    /// The pod's files.
+    pub run_dir: &'a Path,
+    /// The container's directory.
+    pub dir: &'a Path,
+    pub rootfs: &'a OwnedFd,
+    /// The pod's, if it has a user namespace.
+    pub users: Option<Users>,
+}
+
+/// Images that are mounted as volumes.
+pub(super) type VolumeImages = BTreeMap<String, Lease>;
+
 impl Containers {
-    /// The binds as detached mounts, in order. `run_dir` has the pod's files, `dir` is the container's directory,
-    /// `rootfs` the image that volumes get their first contents from.
+    /// The binds as detached mounts, in order.
     pub(super) async fn open_binds(
         &self,
         binds: &[Bind],
-        volumes: &[PathBuf],
-        run_dir: &Path,
-        dir: &Path,
-        rootfs: &OwnedFd,
+        origins: Origins<'_>,
     ) -> Result<Vec<OwnedFd>, ContainerError> {
         let mut sources = Vec::with_capacity(binds.len());
         for bind in binds {
-            sources.push((self.source(bind, volumes, run_dir, dir)?, bind.clone()));
+            sources.push((self.source(bind, &origins)?, bind.clone()));
         }
         let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
-        let rootfs = rootfs
-            .try_clone()
-            .map_err(ContainerError::path("duplicate the root of", dir))?;
+        let from = From {
+            layers: self.layers.clone(),
+            rootfs: origins
+                .rootfs
+                .try_clone()
+                .map_err(ContainerError::path("duplicate the root of", origins.dir))?,
+            users: origins.users,
+        };
         let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
             sources
                 .into_iter()
-                .map(|(source, bind)| open(source, &bind, &rootfs))
+                .map(|(source, bind)| open(source, &bind, &from))
                 .collect()
         });
         match tokio::time::timeout(DEADLINE, opened).await {
@@ -58,29 +80,45 @@ impl Containers {
         }
     }
 
-    fn source(&self, bind: &Bind, volumes: &[PathBuf], run_dir: &Path, dir: &Path) -> Result<Source, ContainerError> {
+    /// Holds the images that are mounted as volumes, by the names that the request has for them.
+    pub(super) fn volume_images(&self, config: &cri::ContainerConfig) -> Result<VolumeImages, ContainerError> {
+        let mut held = VolumeImages::new();
+        for image in config.mounts.iter().filter_map(|mount| mount.image.as_ref()) {
+            let reference = image.image.clone();
+            if reference.is_empty() || held.contains_key(&reference) {
+                continue;
+            }
+            let lease = self.hold(&reference)?;
+            held.insert(reference, lease);
+        }
+        Ok(held)
+    }
+
+    fn source(&self, bind: &Bind, origins: &Origins<'_>) -> Result<Source, ContainerError> {
         Ok(match &bind.source {
             BindSource::Host(path) => Source::Path {
                 path: path.clone(),
                 make: bind.create_as_directory,
             },
             BindSource::Sandbox(file) => Source::Path {
-                path: run_dir.join(name(*file)),
+                path: origins.run_dir.join(name(*file)),
                 make: false,
             },
             BindSource::Image { image, sub_path } => {
-                let found = self.parts.images.find(&image.image);
-                let found = found.ok_or_else(|| ContainerError::ImageNotFound {
-                    reference: image.image.clone(),
-                })?;
+                let held = origins
+                    .images
+                    .get(&image.image)
+                    .ok_or_else(|| ContainerError::ImageNotFound {
+                        reference: image.image.clone(),
+                    })?;
                 Source::Image {
-                    lower: self.parts.images.layers(&found),
+                    lower: self.parts.images.layers(held.image()),
                     sub_path: sub_path.clone(),
                 }
             }
             BindSource::Volume(index) => Source::Volume {
-                dir: dir.join("volumes").join(index.to_string()),
-                from: volumes.get(*index).cloned().unwrap_or_default(),
+                dir: origins.dir.join("volumes").join(index.to_string()),
+                from: origins.volumes.get(*index).cloned().unwrap_or_default(),
             },
         })
     }
@@ -96,8 +134,22 @@ fn name(file: SandboxFile) -> &'static str {
     }
 }
 
-fn open(source: Source, bind: &Bind, rootfs: &OwnedFd) -> Result<OwnedFd, ContainerError> {
+/// What binds are made from beside their own source.
+struct From {
+    layers: Arc<Layers>,
+    rootfs: OwnedFd,
+    users: Option<Users>,
+}
+
+fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerError> {
     let at = &bind.destination;
+    let users = from.users.as_ref().filter(|_| bind.id_mapped);
+    let map = |tree: OwnedFd, path: &Path| match users {
+        None => Ok(tree),
+        Some(users) => users
+            .map(tree, path)
+            .map_err(ContainerError::path("map the ids of", path)),
+    };
     let mount = match &source {
         Source::Path { path, make } => {
             if *make && !path.exists() {
@@ -106,47 +158,38 @@ fn open(source: Source, bind: &Bind, rootfs: &OwnedFd) -> Result<OwnedFd, Contai
             if bind.propagation != Propagation::Private {
                 require_propagation(path, bind.propagation == Propagation::Shared)?;
             }
-            mount::clone_tree(path, true).map_err(ContainerError::path("mount", path))?
+            let tree = mount::clone_tree(path, true).map_err(ContainerError::path("mount", path))?;
+            map(tree, path)?
         }
-        Source::Image { lower, sub_path } => {
-            open_image(lower, sub_path).map_err(ContainerError::path("mount an image at", at))?
-        }
-        Source::Volume { dir, from } => {
-            volume::fill(rootfs, from, dir).map_err(ContainerError::path("fill the volume", from))?;
-            mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?
+        Source::Image { lower, sub_path } => from
+            .layers
+            .volume(lower, sub_path, users)
+            .map_err(ContainerError::path("mount an image at", at))?,
+        Source::Volume { dir, from: inside } => {
+            let ids = users.map(|users| users.ids);
+            volume::fill(&from.rootfs, inside, dir, ids).map_err(ContainerError::path("fill the volume", inside))?;
+            let tree = mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?;
+            map(tree, dir)?
         }
     };
-    // Propagation is everything's below, and read-only if so asked; the rest is the top mount's own.
+    // Read-only is the top mount's own, unless asked for otherwise. The rest is everything's below: what is not to be
+    // executed here is not to be executed there either.
     let all_below = Attributes {
         propagation: Some(bind.propagation),
         read_only: bind.recursive_read_only,
-        recursive: true,
-        ..Attributes::default()
-    };
-    let top = Attributes {
-        read_only: bind.read_only,
         nosuid: bind.nosuid,
         nodev: bind.nodev,
         noexec: bind.noexec,
+        recursive: true,
+    };
+    let top = Attributes {
+        read_only: bind.read_only,
         ..Attributes::default()
     };
     mount::set_attributes(mount.as_fd(), all_below)
         .and_then(|()| mount::set_attributes(mount.as_fd(), top))
         .map_err(ContainerError::path("set the attributes of the mount for", at))?;
     Ok(mount)
-}
-
-/// The root of an image, read-only, or what is at `sub_path` below it.
-fn open_image(lower: &[PathBuf], sub_path: &Path) -> io::Result<OwnedFd> {
-    let root = match lower {
-        [] => return Err(io::Error::new(io::ErrorKind::NotFound, "the image has no layers")),
-        [only] => mount::clone_tree(only, false)?,
-        layers => mount::overlay_read_only(layers)?,
-    };
-    if sub_path.as_os_str().is_empty() || sub_path == Path::new("/") {
-        return Ok(root);
-    }
-    mount::clone_below(root, sub_path)
 }
 
 /// Refuses a bind whose mount on the host does not pass on what is mounted: the container would wait in vain.

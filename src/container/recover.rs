@@ -10,7 +10,7 @@ use super::exec_sync::{end_execs, exec_cgroups};
 use super::{Container, ContainerError, Containers, Inherited, State, blocking, now_ns};
 use crate::cri;
 use crate::events::Kind;
-use crate::model::ContainerId;
+use crate::model::{ContainerId, SandboxId};
 use crate::monitor::Access;
 use crate::monitor::protocol::{ContainerSnapshot, ContainerState, Snapshot};
 use crate::store::{ContainerPhase, ContainerRecord, ContainerStatus, Exit, Process, StoredContainer};
@@ -70,7 +70,13 @@ impl Containers {
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
             policy,
             monitor: monitor.clone(),
-            _lease: self.parts.images.hold(&record.image_id),
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
+            _leases: [&record.image_id]
+                .into_iter()
+                .chain(record.volume_images.values())
+                .filter_map(|image_id| self.parts.images.hold(image_id))
+                .collect(),
             record,
         });
         if !monitor.is_silent() {
@@ -102,6 +108,16 @@ impl Containers {
             },
             (None, Some(process)) => State::Created { process },
             (exit, _) => exited(status.started_at_ns, exit.unwrap_or_else(unseen)),
+        }
+    }
+
+    /// Takes in the ends of a pod's containers that the kernel shows while its monitor is silent.
+    pub async fn look_at(&self, sandbox_id: &SandboxId) {
+        for container in self.of_pod(sandbox_id) {
+            let process = container.state().process().filter(|_| container.monitor.is_silent());
+            if let Some(exit) = process.and_then(exit_by_sight) {
+                self.exited(&container.record.id, exit).await;
+            }
         }
     }
 

@@ -45,6 +45,7 @@ impl Containers {
                 needed: "created",
             });
         }
+        let starting = container.starting.lock().await;
         let started_at_ns = now_ns();
         fault::point("start: begun").await?;
         let monitor = monitor?;
@@ -66,7 +67,7 @@ impl Containers {
                     message: message.clone(),
                 };
                 container.state.send_modify(|state| state.start_failed(failed));
-                self.tell(Kind::Stopped, &container.record);
+                self.tell_end(container);
                 self.record_status(container, ContainerPhase::Exited).await;
                 return Err(ContainerError::StartFailed {
                     container_id: id.clone(),
@@ -87,13 +88,14 @@ impl Containers {
                 needed: "created",
             });
         }
+        self.tell(Kind::Started, &container.record);
+        drop(starting);
         let phase = match container.state() {
             State::Exited { .. } => ContainerPhase::Exited,
             State::Created { .. } | State::Running { .. } => ContainerPhase::Running,
         };
         self.record_status(container, phase).await;
         fault::point("start: recorded").await?;
-        self.tell(Kind::Started, &container.record);
         Ok(())
     }
 }

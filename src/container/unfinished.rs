@@ -26,7 +26,9 @@ impl Containers {
             policy: None,
             resources: Mutex::default(),
             monitor,
-            _lease: None,
+            starting: tokio::sync::Mutex::default(),
+            end_told: false.into(),
+            _leases: Vec::new(),
             inherited: Inherited {
                 unfinished: true,
                 ..Inherited::default()

@@ -12,7 +12,7 @@ use crate::api::{Rooms, portray_events};
 use crate::config::{CgroupDriver, Config, NetworkBackend};
 use crate::container::spec::HostFacts;
 use crate::container::spec::seccomp::SeccompCache;
-use crate::container::{self, Containers};
+use crate::container::{self, Containers, Layers};
 use crate::events::Events;
 use crate::handler::Handlers;
 use crate::image::{ImageConfig, ImageError, Images};
@@ -104,7 +104,11 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     }
     let facts = Arc::new(facts);
     tell_limits(&facts);
-    let containers = Arc::new(Containers::new(container::Parts {
+    let layers = Layers::open(&config.root).map_err(host("make a mount namespace"))?;
+    if let Some(why) = layers.no_user_namespaces() {
+        tracing::warn!(why, "pods cannot have user namespaces on this node");
+    }
+    let parts = container::Parts {
         store: store.clone(),
         images: images.clone(),
         cgroups: cgroups.clone(),
@@ -114,7 +118,9 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
         seccomp_profile_root: config.seccomp_profile_root.clone(),
-    }));
+        cdi_dirs: config.cdi_dirs.clone(),
+    };
+    let containers = Arc::new(Containers::new(parts, layers));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
     let sandboxes = Sandboxes::new(sandbox::Parts {
@@ -218,6 +224,7 @@ fn settings(config: &Config) -> String {
         "cniConfDir": config.cni_conf_dir,
         "cniBinDirs": config.cni_bin_dirs,
         "bridge": config.bridge,
+        "cdiDirs": config.cdi_dirs,
         "logLineMaxBytes": config.log_line_max_bytes,
         "streamingAddress": config.streaming.address,
         "streamingTls": config.streaming.tls.is_some(),

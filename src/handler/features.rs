@@ -21,7 +21,7 @@ impl Features {
     /// Those of the built-in handler.
     pub const BUILT_IN: Self = Self {
         recursive_read_only_mounts: true,
-        user_namespaces: false,
+        user_namespaces: true,
     };
 }
 

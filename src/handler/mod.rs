@@ -85,6 +85,7 @@ mod tests {
         let runtime = OciRuntime {
             path: "/bin/false".into(),
             options: Vec::new(),
+            annotations: Vec::new(),
         };
         let runtimes = BTreeMap::from([("zz".to_owned(), runtime.clone()), ("aa".to_owned(), runtime)]);
         let handlers = Handlers::open(runtimes, None).await;

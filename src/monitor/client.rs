@@ -75,6 +75,8 @@ impl MonitorError {
 pub struct SandboxFds {
     /// The network namespace to join; none: the host's.
     pub netns: Option<OwnedFd>,
+    /// The user namespace to join, which owns `netns`; none: the host's.
+    pub user: Option<OwnedFd>,
     /// Files to which the process writes `0` to join its cgroups, best v1's `tasks`.
     pub cgroup_procs: Vec<OwnedFd>,
     /// The directory of the cgroup2 cgroup that the process is born in.
@@ -224,6 +226,7 @@ impl Client {
     pub async fn create_sandbox(&self, spec: SandboxSpec, fds: SandboxFds) -> Result<Process, MonitorError> {
         let mut load = Load::default();
         load.add(Role::Network, fds.netns);
+        load.add(Role::NamespaceUser, fds.user);
         load.add(Role::CgroupProcs, fds.cgroup_procs);
         load.add(Role::CgroupDirectory, fds.cgroup_dir);
         self.process("make the sandbox", Call::CreateSandbox(spec), load)

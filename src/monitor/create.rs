@@ -110,6 +110,7 @@ impl Monitor {
             mounts: sent.all(Role::Mount),
             late_mounts: call.late_mounts.into_iter().map(late).collect(),
             namespaces,
+            root_id: self.sandbox.outer_uid(0).unwrap_or(0),
             stdio: pipes.theirs,
             policy: policy(call_policy),
         };

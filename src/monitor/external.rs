@@ -50,7 +50,7 @@ impl Monitor {
         let outfit = outfit(theirs, None);
         let maker = match self.single.fork().map_err(failed)? {
             Forked::Child => run(outfit, runtime, Vec::new(), |runtime| {
-                runtime.start(id)?;
+                runtime.start(id, process.pid)?;
                 Ok(Waiting {
                     pid: process.pid,
                     terminal: None,

@@ -32,7 +32,8 @@ pub enum Role {
     Log = 5,
     /// `memory.events` (cgroup v2) or `memory.oom_control` (v1) of a container.
     OomEvents = 6,
-    /// Namespaces that `nsfd:<kind>` in the OCI spec's namespace paths mean. Those not sent are pause's.
+    /// Namespaces that `nsfd:<kind>` in the OCI spec's namespace paths mean. Those not sent are pause's. A sandbox is
+    /// sent the user namespace that it is to live in.
     NamespaceNet = 7,
     NamespaceIpc = 8,
     NamespaceUts = 9,
@@ -156,7 +157,7 @@ pub struct IdMapping {
     pub size: u32,
 }
 
-/// Descriptors: `Network` (else the host's), `CgroupProcs`.
+/// Descriptors: `Network` (else the host's), `NamespaceUser` (else the host's), `CgroupProcs`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CreateSandbox {
     /// Set in a new UTS namespace; absent: the host's namespace.
@@ -179,11 +180,9 @@ pub struct CreateSandbox {
     /// An array of `struct sock_filter`; empty: none.
     #[prost(bytes = "vec", tag = "8")]
     pub seccomp: Vec<u8>,
-    /// Not empty: a new user namespace, which owns the pod's other new namespaces.
+    /// The users of `NamespaceUser`, which owns the pod's other new namespaces. (Tag 10 was the groups: never sent.)
     #[prost(message, repeated, tag = "9")]
     pub uid_mappings: Vec<IdMapping>,
-    #[prost(message, repeated, tag = "10")]
-    pub gid_mappings: Vec<IdMapping>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -9,8 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, Mode, mkdirat, statfs, symlinkat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, fsconfig_create, fsmount, fsopen,
-    mount_change, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, fsconfig_create, fsmount, fsopen, mount_change,
 };
 use std::os::fd::OwnedFd;
 
@@ -41,15 +40,7 @@ pub fn enter() -> io::Result<()> {
     mkdirat(&root, "stage", PASSABLE)?;
     mkdirat(&root, CGROUP_SINK, PASSABLE)?;
     symlinkat("/dev/null", &root, Path::new(CGROUP_SINK).join("cgroup.procs"))?;
-    pivot(root)
-}
-
-/// Makes `root`, which is attached somewhere, the root of this mount namespace, and everything else vanish.
-pub fn pivot(root: OwnedFd) -> io::Result<()> {
-    rustix::process::fchdir(&root).map_err(|e| failed("fchdir to the new root", e))?;
-    rustix::process::pivot_root(".", ".").map_err(|e| failed("pivot_root", e))?;
-    unmount(".", UnmountFlags::DETACH).map_err(|e| failed("unmount the old root", e))?;
-    rustix::process::chdir("/").map_err(|e| failed("chdir to /", e))
+    mount::pivot(root)
 }
 
 /// A detached cgroup2 mount.

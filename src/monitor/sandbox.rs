@@ -12,7 +12,6 @@ use super::birth::{Birth, Outfit, Progress, Sent, failure};
 use super::connection::ReplyTo;
 use super::container::Outcome;
 use super::protocol::{Answer, CreateSandbox, Empty, Exit, FailureKind, IdMapping, Process, Role};
-use super::room;
 use super::server::Monitor;
 use crate::oci::STAGE;
 use crate::oci::line::{self, Refusal};
@@ -61,6 +60,7 @@ impl Monitor {
         let plan = Plan {
             call,
             network: sent.one(Role::Network),
+            user: sent.one(Role::NamespaceUser),
             pause: &self.pause_program,
             single: &self.single,
         };
@@ -141,6 +141,7 @@ impl Monitor {
 struct Plan<'a> {
     call: CreateSandbox,
     network: Option<OwnedFd>,
+    user: Option<OwnedFd>,
     pause: &'a OwnedFd,
     single: &'a SingleThread,
 }
@@ -149,7 +150,7 @@ impl Plan<'_> {
     /// Child: becomes pause, or makes it and ends.
     fn carry_out(self, outfit: Outfit) -> ! {
         let mut keep = vec![self.pause.as_raw_fd()];
-        keep.extend(self.network.as_ref().map(AsRawFd::as_raw_fd));
+        keep.extend(self.network.iter().chain(&self.user).map(AsRawFd::as_raw_fd));
         let line = outfit.put_on(&keep);
         let error = match self.become_pause(&line) {
             Ok(never) => match never {},
@@ -163,8 +164,10 @@ impl Plan<'_> {
         if let Some(network) = &self.network {
             process::enter(network, libc::CLONE_NEWNET)?;
         }
-        if !self.call.uid_mappings.is_empty() {
-            self.enter_user_namespace()?;
+        // What is unshared from here on belongs to it, as the network does already.
+        if let Some(user) = &self.user {
+            process::enter(user, libc::CLONE_NEWUSER)?;
+            process::set_ids(0, 0, &[])?;
         }
         let mut flags = libc::CLONE_NEWNS;
         for (wanted, flag) in [
@@ -227,46 +230,9 @@ impl Plan<'_> {
         }
         Ok(())
     }
-
-    /// A user namespace with the mappings. They are written by a child that stays outside: from inside that takes
-    /// privileges which only the outside has.
-    fn enter_user_namespace(&self) -> io::Result<()> {
-        let (wait, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let (wait_done, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let me = std::process::id();
-        if let Forked::Child = self.single.fork()? {
-            drop((go, wait_done));
-            let mut word = [0];
-            let told = rustix::io::read(&wait, &mut word[..]);
-            let map = |file: &str, map| std::fs::write(format!("/proc/{me}/{file}"), lines(map));
-            let written =
-                map("uid_map", &self.call.uid_mappings).and_then(|()| map("gid_map", &self.call.gid_mappings));
-            if told == Ok(1) && written.is_ok() {
-                let _ = write(&done, b"x");
-            }
-            process::exit_now(0);
-        }
-        drop((wait, done));
-        process::unshare(libc::CLONE_NEWUSER)?;
-        write(&go, b"x")?;
-        let mut word = [0];
-        if rustix::io::read(&wait_done, &mut word[..]) != Ok(1) {
-            return Err(io::Error::other(
-                "the id mappings of the user namespace were not accepted",
-            ));
-        }
-        process::set_ids(0, 0, &[])
-    }
 }
 
 enum Never {}
-
-fn lines(mappings: &[IdMapping]) -> String {
-    mappings
-        .iter()
-        .map(|m| format!("{} {} {}\n", m.container_id, m.host_id, m.size))
-        .collect()
-}
 
 /// Makes an empty, read-only directory the root: pause needs nothing, and whoever gets at its root finds nothing.
 fn enter_nothing() -> io::Result<()> {
@@ -280,5 +246,5 @@ fn enter_nothing() -> io::Result<()> {
     };
     mount::set_attributes(nothing.as_fd(), read_only)?;
     mount::attach(&nothing, CWD, Path::new(STAGE))?;
-    room::pivot(nothing)
+    mount::pivot(nothing)
 }

@@ -4,7 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::sys::netlink::{ACK, Family, Message, Socket};
+use crate::sys::userns::{self, IdRange};
 
 /// What these short-lived threads do needs little; the default of 2 MiB costs page tables.
 const STACK_BYTES: usize = 256 << 10;
@@ -21,6 +22,31 @@ const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 /// Makes a network namespace with loopback up and binds it at `dir/id`, which must not exist; `dir` is made if missing.
 /// A failure leaves nothing behind.
 pub fn create(dir: &Path, id: &str) -> io::Result<PathBuf> {
+    bind_new(dir, id, |path| {
+        on_a_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            loopback_up()?;
+            bind("/proc/thread-self/ns/net", path)
+        })
+    })
+}
+
+/// As [`create`], in a new user namespace with the ids `ids`, which owns it and is returned.
+pub fn create_owned(dir: &Path, id: &str, ids: IdRange) -> io::Result<OwnedFd> {
+    let mut user = None;
+    bind_new(dir, id, |path| {
+        let made = userns::create(ids, true)?;
+        let network = made.network.ok_or(io::ErrorKind::NotFound)?;
+        run_in(&network, loopback_up)?;
+        bind(&format!("/proc/self/fd/{}", network.as_raw_fd()), path)?;
+        user = Some(made.user);
+        Ok(())
+    })?;
+    user.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Makes the file `dir/id` for `make` to bind a namespace on, which is its last act.
+fn bind_new(dir: &Path, id: &str, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<PathBuf> {
     let path = dir.join(id);
     std::fs::create_dir_all(dir).map_err(|e| failed("create", dir, e))?;
     OpenOptions::new()
@@ -28,26 +54,19 @@ pub fn create(dir: &Path, id: &str) -> io::Result<PathBuf> {
         .create_new(true)
         .open(&path)
         .map_err(|e| failed("create", &path, e))?;
-    let made = on_a_thread(|| {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        loopback_up()?;
-        mount(
-            Some("/proc/thread-self/ns/net"),
-            &path,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )?;
-        Ok(())
-    });
-    match made {
+    match make(&path) {
         Ok(()) => Ok(path),
         Err(error) => {
-            // The thread's last act is the mount: if it failed there is only the file.
+            // The mount is what comes last: if that failed there is only the file.
             let _ = std::fs::remove_file(&path);
             Err(failed("make a network namespace at", &path, error))
         }
     }
+}
+
+fn bind(namespace: &str, path: &Path) -> io::Result<()> {
+    mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    Ok(())
 }
 
 /// Lets go of the namespace at `path` and removes the file. Fine if either is gone already. The namespace itself ends
@@ -151,6 +170,24 @@ mod tests {
                 .unwrap()
                 .contains(dir.path().to_str().unwrap())
         );
+    }
+
+    #[test]
+    fn a_namespace_can_belong_to_a_user_namespace() {
+        let dir = tempfile::tempdir().unwrap();
+        let ids = IdRange {
+            first: 300_000,
+            count: 10,
+        };
+        let user = create_owned(dir.path(), "one", ids).unwrap();
+        let path = dir.path().join("one");
+        let netns = open(&path).unwrap();
+        run_in(&netns, || TcpListener::bind("127.0.0.1:80")).unwrap();
+        drop((user, netns));
+        remove(&path).unwrap();
+        let nobody = IdRange { first: 0, count: 0 };
+        create_owned(dir.path(), "two", nobody).unwrap_err();
+        assert!(!dir.path().join("two").exists(), "a failure left something behind");
     }
 
     #[test]

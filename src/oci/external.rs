@@ -81,14 +81,17 @@ impl Runtime {
         self.make("create", &[], id, creation.stdio)
     }
 
-    /// Starts the container `id`. In a forked child of the monitor.
-    pub fn start(self, id: &str) -> Result<(), OciError> {
+    /// Starts the container `id`, whose first process is `pid`. In a forked child of the monitor.
+    pub fn start(self, id: &str, pid: i32) -> Result<(), OciError> {
         self.enter().map_err(|source| OciError::Io {
             op: "enter the runtime's mount namespace",
             source,
         })?;
+        let before = program_of(pid);
         let mut command = self.command("start");
-        self.run("start", command.arg(id))
+        self.run("start", command.arg(id))?;
+        wait_for_another_program(pid, before);
+        Ok(())
     }
 
     /// Starts `process`, as JSON, in the container `id`, in `cgroup` below its own. In a forked child of the monitor.
@@ -171,6 +174,24 @@ impl Runtime {
             command,
             why,
         }
+    }
+}
+
+/// The file that `pid` executes, by device and number. None once it has ended.
+fn program_of(pid: i32) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let program = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    Some((program.dev(), program.ino()))
+}
+
+/// Waits until `pid` executes something else than `before`, or has ended: a runtime says that it has started a container when it
+/// has let its first process go, and a signal that came before the execve would meet the runtime's own program.
+fn wait_for_another_program(pid: i32, before: Option<(u64, u64)>) {
+    const PAUSE: Duration = Duration::from_micros(200);
+    const LONGEST: Duration = Duration::from_secs(5);
+    let deadline = std::time::Instant::now() + LONGEST;
+    while before.is_some() && program_of(pid) == before && std::time::Instant::now() < deadline {
+        std::thread::sleep(PAUSE);
     }
 }
 

@@ -99,6 +99,8 @@ pub struct Creation {
     /// Those of `mounts` that are attached last, in order, and where.
     pub late_mounts: Vec<(usize, PathBuf)>,
     pub namespaces: Namespaces,
+    /// The node's number for root of the pod's user namespace; 0 without one.
+    pub root_id: u32,
     pub stdio: Stdio,
     pub policy: Policy,
 }

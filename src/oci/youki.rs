@@ -73,6 +73,7 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
         mounts,
         late_mounts,
         namespaces,
+        root_id,
         stdio,
         policy,
     } = creation;
@@ -85,7 +86,11 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     drop(rootfs);
     bind_from_stage(&mut spec, &mounts)?;
     let late = take_late(mounts, late_mounts)?;
-    make_cwd(&spec, &root, &policy.cwd).map_err(io("make the working directory"))?;
+    // Root of the node has no number in the pod's user namespace, and can own nothing there.
+    process::set_files_id(root_id);
+    let made = make_cwd(&spec, &root, &policy.cwd);
+    process::set_files_id(0);
+    made.map_err(io("make the working directory"))?;
 
     let mut linux = spec.linux().clone().unwrap_or_default();
     linux.set_seccomp(None).set_resources(None).set_cgroups_path(None);
@@ -293,8 +298,15 @@ fn make_cwd(spec: &Spec, root: &Path, cwd: &Path) -> io::Result<()> {
         return Ok(());
     }
     match stage::make_directory(root, cwd) {
-        // A root that cannot be written to and has no such directory: entering it will say so.
-        Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        // A root that cannot be written to, or not by the pod's root alone: entering it will say so, or make it.
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }

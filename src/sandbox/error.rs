@@ -25,6 +25,10 @@ pub enum SandboxError {
     Invalid { what: String },
     #[error(transparent)]
     UnknownHandler(#[from] UnknownHandler),
+    #[error("this node cannot give a pod a user namespace: {why}")]
+    NoUserNamespaces { why: String },
+    #[error("make the user namespace")]
+    UserNamespace { source: io::Error },
     #[error("pod sandbox name {name:?} belongs to pod sandbox {sandbox_id}")]
     NameTaken { name: String, sandbox_id: SandboxId },
     #[error("another request is running a different pod sandbox named {name:?}")]

@@ -15,10 +15,14 @@ pub const SHM: &str = "shm";
 /// The size that /dev/shm has in every runtime: 64 MiB.
 const SHM_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Writes the files of a pod to `dir`.
-pub fn write(dir: &Path, hostname: &str, dns: Option<&cri::DnsConfig>, own_network: bool) -> io::Result<()> {
-    std::fs::write(dir.join(HOSTNAME), format!("{hostname}\n"))?;
-    std::fs::write(dir.join(HOSTS), hosts(hostname, own_network))?;
+/// Writes the files of a pod to `dir`, for the user and group `owner`.
+pub fn write(
+    dir: &Path,
+    hostname: &str,
+    dns: Option<&cri::DnsConfig>,
+    own_network: bool,
+    owner: u32,
+) -> io::Result<()> {
     let resolv_conf = match dns {
         Some(dns) => resolv_conf(dns).into_bytes(),
         // A node without one has no names to resolve.
@@ -27,14 +31,25 @@ pub fn write(dir: &Path, hostname: &str, dns: Option<&cri::DnsConfig>, own_netwo
             _ => Err(error),
         })?,
     };
-    std::fs::write(dir.join(RESOLV_CONF), resolv_conf)
+    for (name, content) in [
+        (HOSTNAME, format!("{hostname}\n").into_bytes()),
+        (HOSTS, hosts(hostname, own_network)),
+        (RESOLV_CONF, resolv_conf),
+    ] {
+        let path = dir.join(name);
+        std::fs::write(&path, content)?;
+        if owner != 0 {
+            std::os::unix::fs::chown(&path, Some(owner), Some(owner))?;
+        }
+    }
+    Ok(())
 }
 
-/// Mounts the pod's /dev/shm.
-pub fn mount_shm(dir: &Path) -> io::Result<()> {
+/// Mounts the pod's /dev/shm, for the user and group `owner`.
+pub fn mount_shm(dir: &Path, owner: u32) -> io::Result<()> {
     let path = dir.join(SHM);
     std::fs::create_dir_all(&path)?;
-    let shm = crate::sys::mount::tmpfs(SHM_BYTES, 0o1777)?;
+    let shm = crate::sys::mount::tmpfs_of(owner, SHM_BYTES, 0o1777)?;
     let attributes = crate::sys::mount::Attributes {
         nosuid: true,
         nodev: true,

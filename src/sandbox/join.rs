@@ -13,6 +13,9 @@ use crate::sys::pidfd::{self, Sight};
 /// How long all monitors together may take to answer before their pods are shown without them.
 pub(super) const GREETING: Duration = Duration::from_millis(500);
 
+/// How often the kernel is asked for the ends that a silent monitor does not tell.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// A monitor that answers, what it knows, and what it will tell.
 pub(super) type Connected = (Client, Snapshot, Events);
 
@@ -35,11 +38,16 @@ impl Sandboxes {
     }
 
     /// Waits in the background for the monitor of a pod that is shown without it.
-    pub(super) fn join_later(self: &Arc<Self>, sandbox: Arc<Sandbox>, connecting: Connecting) {
+    pub(super) fn join_later(self: &Arc<Self>, sandbox: Arc<Sandbox>, mut connecting: Connecting) {
         let this = self.clone();
         tracing::warn!(sandbox_id = %sandbox.record.id, "the monitor does not answer: going on without it");
         tokio::spawn(async move {
-            let connected = connecting.await.ok().flatten();
+            let connected = loop {
+                match tokio::time::timeout(LOOK_AGAIN, &mut connecting).await {
+                    Ok(answer) => break answer.ok().flatten(),
+                    Err(_) => this.parts.containers.look_at(&sandbox.record.id).await,
+                }
+            };
             // Whoever ends the pod does so without the monitor, and is not to be disturbed.
             let _ending = sandbox.ending.lock().await;
             match connected {

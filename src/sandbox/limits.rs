@@ -47,13 +47,6 @@ pub fn validate(config: &cri::PodSandboxConfig, driver: &CgroupDriver) -> Result
     if options.pid() == cri::NamespaceMode::Target {
         return invalid("pid namespace mode TARGET is not for sandboxes".to_owned());
     }
-    if options
-        .userns_options
-        .as_ref()
-        .is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod)
-    {
-        return invalid("user namespaces are not supported: userns_options must be absent or NODE".to_owned());
-    }
     if config.hostname.len() > HOSTNAME_BYTES || config.hostname.chars().any(|c| c.is_whitespace() || c.is_control()) {
         return invalid(format!(
             "hostname {:?} is not one word of at most {HOSTNAME_BYTES} bytes",

@@ -20,9 +20,11 @@ use crate::fault;
 use crate::model::{SandboxId, chain};
 use crate::monitor::Access;
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
+use crate::monitor::protocol::IdMapping;
 use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
 use crate::operation::OperationError;
 use crate::store::{PodPhase, PodRecord, PodStatus, Process};
+use crate::sys::userns::{self, IdRange};
 use crate::undo::Undo;
 
 impl Sandboxes {
@@ -51,13 +53,17 @@ impl Sandboxes {
     /// Refuses a handler that is not configured, and what the configured one cannot do.
     fn check_handler(&self, config: &cri::PodSandboxConfig, name: &str) -> Result<(), SandboxError> {
         let handler = self.parts.handlers.find(name)?;
-        let userns = namespace_options(config).userns_options;
-        let wants_userns = userns.is_some_and(|userns| userns.mode() == cri::NamespaceMode::Pod);
-        if wants_userns && !handler.features.user_namespaces {
+        if spec::namespaces::user_ids(config).is_none() {
+            return Ok(());
+        }
+        if !handler.features.user_namespaces {
             let what = format!("runtime handler {name:?} does not support user namespaces");
             return Err(SandboxError::Invalid { what });
         }
-        Ok(())
+        self.parts
+            .containers
+            .user_namespaces()
+            .map_err(|why| SandboxError::NoUserNamespaces { why })
     }
 
     async fn run_named(
@@ -124,6 +130,8 @@ impl Sandboxes {
             inherited: Inherited::default(),
         });
 
+        // Inside, the pod's files are root's.
+        let owner = spec::namespaces::user_ids(&record.config).map_or(0, |ids| ids.first);
         let store = self.parts.store.clone();
         let (written, run_dir) = (record.clone(), store.pod_run_dir(id));
         blocking({
@@ -133,7 +141,7 @@ impl Sandboxes {
                 let dns = written.config.dns_config.as_ref();
                 let own_network = written.netns.is_some();
                 let hostname = hostname(&written.config);
-                files::write(&run_dir, &hostname, dns, own_network)
+                files::write(&run_dir, &hostname, dns, own_network, owner)
                     .map_err(SandboxError::path("write the files of", &run_dir))
             }
         })
@@ -156,7 +164,9 @@ impl Sandboxes {
         let (told, monitor_pid) = oneshot::channel();
         let mounted = async {
             blocking(move || match own_ipc {
-                true => files::mount_shm(&run_dir).map_err(SandboxError::path("mount", run_dir.join(files::SHM))),
+                true => {
+                    files::mount_shm(&run_dir, owner).map_err(SandboxError::path("mount", run_dir.join(files::SHM)))
+                }
                 false => Ok(()),
             })
             .await?;
@@ -193,6 +203,7 @@ impl Sandboxes {
         let joined = joined?;
         let fds = SandboxFds {
             netns: network.netns,
+            user: network.user,
             cgroup_procs: joined.tasks,
             cgroup_dir: joined.directory,
         };
@@ -287,18 +298,24 @@ impl Sandboxes {
             })
     }
 
-    /// The network namespace, and ADD.
+    /// The network namespace, the user namespace that owns it if the pod has one, and ADD.
     async fn attach_network(&self, record: &PodRecord) -> Result<PodNetwork, SandboxError> {
+        let ids = spec::namespaces::user_ids(&record.config);
         let (Some(path), Some(plan)) = (record.netns.clone(), record.network.clone()) else {
-            return Ok(PodNetwork::default());
+            return Ok(PodNetwork {
+                user: own_user_namespace(ids).await?,
+                ..PodNetwork::default()
+            });
         };
         let (dir, id) = (self.parts.netns_dir.clone(), record.id.clone());
-        let netns = blocking(move || {
-            netns::create(&dir, id.as_str())?;
-            netns::open(&path)
-        })
-        .await
-        .map_err(SandboxError::path(
+        let made = blocking(move || {
+            let user = match ids {
+                Some(ids) => Some(netns::create_owned(&dir, id.as_str(), ids)?),
+                None => netns::create(&dir, id.as_str()).map(|_| None)?,
+            };
+            Ok((netns::open(&path)?, user))
+        });
+        let (netns, user) = made.await.map_err(SandboxError::path(
             "make the network namespace",
             record.netns.clone().unwrap_or_default(),
         ))?;
@@ -315,6 +332,7 @@ impl Sandboxes {
         fault::point("run: network added").await?;
         Ok(PodNetwork {
             netns: Some(netns.into()),
+            user,
             attached: Some(attached),
         })
     }
@@ -338,10 +356,20 @@ impl Sandboxes {
     }
 }
 
-/// What a pod with a network of its own has of it.
+/// The user namespace of a pod in the node's network.
+async fn own_user_namespace(ids: Option<IdRange>) -> Result<Option<OwnedFd>, SandboxError> {
+    let Some(ids) = ids else { return Ok(None) };
+    match blocking(move || userns::create(ids, false)).await {
+        Ok(made) => Ok(Some(made.user)),
+        Err(source) => Err(SandboxError::UserNamespace { source }),
+    }
+}
+
+/// What a pod with a network of its own has of it, and its user namespace, which owns that.
 #[derive(Default)]
 struct PodNetwork {
     netns: Option<OwnedFd>,
+    user: Option<OwnedFd>,
     attached: Option<Attached>,
 }
 
@@ -363,6 +391,14 @@ fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> Sandb
         sysctls: sysctls
             .into_iter()
             .map(|(path, value)| (path.display().to_string(), value))
+            .collect(),
+        uid_mappings: spec::namespaces::user_ids(&record.config)
+            .map(|ids| IdMapping {
+                container_id: 0,
+                host_id: ids.first,
+                size: ids.count,
+            })
+            .into_iter()
             .collect(),
         ..SandboxSpec::default()
     }

@@ -123,6 +123,7 @@ impl Collector {
         if let Some(known) = tracked.get(id) {
             return known.clone();
         }
+        tracked.retain(|_, known| known.idle() < REMEMBERED_FOR);
         let new = Arc::new(new());
         tracked.insert(id.to_owned(), new.clone());
         new

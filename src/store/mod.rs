@@ -93,6 +93,9 @@ impl Store {
     pub fn create_pod(&self, record: &PodRecord) -> Result<(), StoreError> {
         make_private(&self.pod_dir(&record.id).join("containers"))?;
         make_private(&self.pod_run_dir(&record.id).join("exits"))?;
+        if !record.runtime_handler.is_empty() {
+            make_private(&self.runtime_state_dir(&record.id))?;
+        }
         write(&self.pod_dir(&record.id), "record.json", record)
     }
 
@@ -146,10 +149,9 @@ impl Store {
         self.pod_run_dir(pod).join("runtime").join(id)
     }
 
-    /// Makes the directories that an external runtime needs for a container, and returns the bundle's.
+    /// Makes the bundle's directory, with the empty one that it needs, and returns it.
     pub fn make_bundle(&self, pod: &SandboxId, id: &ContainerId) -> Result<PathBuf, StoreError> {
         let bundle = self.bundle_dir(pod, id);
-        make_private(&self.runtime_state_dir(pod))?;
         make_private(&bundle.join("stage"))?;
         Ok(bundle)
     }

@@ -1,5 +1,6 @@
 //! What the records say.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -149,6 +150,9 @@ pub struct ContainerRecord {
     #[serde(with = "message")]
     pub config: cri::ContainerConfig,
     pub image_id: ImageId,
+    /// The images that are mounted as volumes, by the request's names for them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volume_images: BTreeMap<String, ImageId>,
     pub created_at_ns: i64,
     pub cgroup: String,
     /// Absent if the request asks for no log.

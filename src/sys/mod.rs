@@ -9,11 +9,15 @@ pub mod fd;
 pub mod memfd;
 pub mod mount;
 #[cfg(feature = "daemon")]
+pub mod mount_namespace;
+#[cfg(feature = "daemon")]
 pub mod netlink;
 pub mod pidfd;
 pub mod process;
 pub mod scm;
 pub mod seccomp;
+#[cfg(feature = "daemon")]
+pub mod userns;
 
 /// An `io::Error` that says what was being done.
 pub(crate) fn failed(op: &str, source: impl Into<std::io::Error>) -> std::io::Error {

@@ -5,11 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 fn failed(op: &'static str, path: &Path, source: impl Into<io::Error>) -> io::Error {
@@ -30,8 +29,19 @@ pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<Owned
     fsconfig_set_string(&context, "workdir", work).map_err(|e| failed("overlay workdir", work, e))?;
     fsconfig_set_flag(&context, "volatile").map_err(|e| failed("overlay volatile", upper, e))?;
     fsconfig_create(&context).map_err(|e| failed("overlay at", upper, e))?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-        .map_err(|e| failed("fsmount overlay at", upper, e))
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .map_err(|e| failed("fsmount overlay at", upper, e))?;
+    let flags = rustix::fs::fstatvfs(&mount)
+        .map_err(|e| failed("statvfs overlay at", upper, e))?
+        .f_flag;
+    if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+        let why = io::Error::new(
+            io::ErrorKind::ReadOnlyFilesystem,
+            "the kernel can make no files in the work directory",
+        );
+        return Err(failed("overlay at", upper, why));
+    }
+    Ok(mount)
 }
 
 /// A detached read-only overlay of at least two `lower` directories (top first).
@@ -52,10 +62,20 @@ pub fn overlay_read_only(lower: &[PathBuf]) -> io::Result<OwnedFd> {
 
 /// A detached tmpfs of at most `size_bytes`, its root with `mode`.
 pub fn tmpfs(size_bytes: u64, mode: u32) -> io::Result<OwnedFd> {
+    tmpfs_of(0, size_bytes, mode)
+}
+
+/// As [`tmpfs`], its root owned by user and group `owner`.
+pub fn tmpfs_of(owner: u32, size_bytes: u64, mode: u32) -> io::Result<OwnedFd> {
     let here = Path::new("tmpfs");
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| failed("fsopen", here, e))?;
     fsconfig_set_string(&context, "size", size_bytes.to_string()).map_err(|e| failed("size of", here, e))?;
     fsconfig_set_string(&context, "mode", format!("{mode:o}")).map_err(|e| failed("mode of", here, e))?;
+    for key in ["uid", "gid"] {
+        if owner != 0 {
+            fsconfig_set_string(&context, key, owner.to_string()).map_err(|e| failed("owner of", here, e))?;
+        }
+    }
     fsconfig_create(&context).map_err(|e| failed("create", here, e))?;
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(|e| failed("fsmount", here, e))
 }
@@ -76,29 +96,6 @@ pub fn clone_tree_at(fd: impl AsFd, recursive: bool) -> io::Result<OwnedFd> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     open_tree(fd, "", flags).map_err(|e| failed("open_tree", Path::new("of a descriptor"), e))
-}
-
-/// A detached copy of what is at `path` in the detached mount `root`, as if `root` were `/`.
-///
-/// Before Linux 6.15 only what is attached can be copied: there a thread attaches `root` in a mount namespace of its
-/// own, which ends with the thread. That costs a copy of the mount table.
-pub fn clone_below(root: OwnedFd, path: &Path) -> io::Result<OwnedFd> {
-    let clone = |root: &OwnedFd| clone_tree_at(open_in_root(root, path, OFlags::PATH, Mode::empty())?, false);
-    let attached = || {
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
-        let here = Path::new("/");
-        mount_change(here, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .map_err(|e| failed("make private all below", here, e))?;
-        attach(&root, rustix::fs::CWD, here)?;
-        clone(&root)
-    };
-    match clone(&root) {
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => std::thread::scope(|scope| {
-            let outcome = scope.spawn(attached).join();
-            outcome.unwrap_or_else(|_| Err(io::Error::other("copying a mount panicked")))
-        }),
-        outcome => outcome,
-    }
 }
 
 /// Attaches the detached mount `mount` at `path` below `dir`.
@@ -159,6 +156,10 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
         userns_fd: 0,
     };
     let flags = libc::AT_EMPTY_PATH | if attributes.recursive { libc::AT_RECURSIVE } else { 0 };
+    change(mount, flags, &attr)
+}
+
+fn change(mount: BorrowedFd<'_>, flags: libc::c_int, attr: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the path is a literal, `attr` lives across the call and its size is given.
     let done = unsafe {
         libc::syscall(
@@ -166,7 +167,7 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &attr,
+            std::ptr::from_ref(attr),
             std::mem::size_of::<libc::mount_attr>(),
         )
     };
@@ -179,6 +180,27 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
             io::Error::last_os_error(),
         ))
     }
+}
+
+/// Maps the ids of the detached mount `mount`, which has none mapped yet: who is in the user namespace `user` finds the
+/// owners on the file system by their own numbers. `InvalidInput` if the file system does not support it.
+pub fn set_id_map(mount: impl AsFd, user: impl AsFd) -> io::Result<()> {
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: user.as_fd().as_raw_fd() as u64,
+    };
+    change(mount.as_fd(), libc::AT_EMPTY_PATH, &attr)
+}
+
+/// Makes `root`, which is attached somewhere, the root of this mount namespace, and everything else vanish.
+pub fn pivot(root: OwnedFd) -> io::Result<()> {
+    let failed = super::failed;
+    rustix::process::fchdir(&root).map_err(|e| failed("fchdir to the new root", e))?;
+    rustix::process::pivot_root(".", ".").map_err(|e| failed("pivot_root", e))?;
+    rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH).map_err(|e| failed("unmount the old root", e))?;
+    rustix::process::chdir("/").map_err(|e| failed("chdir to /", e))
 }
 
 /// Opens `path` as if `root` were `/`: no `..` and no symlink leads out of it (openat2(2), RESOLVE_IN_ROOT).

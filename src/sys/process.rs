@@ -246,6 +246,16 @@ pub fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes this thread user and group `id` as far as files go (setfsuid(2)), without root's privileges over them unless
+/// that is root.
+pub fn set_files_id(id: u32) {
+    // SAFETY: numbers only. The group first: without privilege it could not be changed any more.
+    unsafe {
+        libc::syscall(libc::SYS_setfsgid, id);
+        libc::syscall(libc::SYS_setfsuid, id);
+    }
+}
+
 /// Limits resource number `resource` (RLIMIT_*) of this process; `u64::MAX` is no limit. Where this process may not raise
 /// its own hard limit that high, the limits are cut to it.
 pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {

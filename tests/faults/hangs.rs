@@ -42,13 +42,13 @@ fn a_cni_plugin_hangs() {
         let here = dir.display();
         let script = format!(
             "#!/bin/sh\n\
-             test $CNI_COMMAND = ADD || exit 0\n\
-             : > {here}/hangs; while ! test -e {here}/go; do sleep 0.05; done\n\
+             test $CNI_COMMAND = ADD -o $CNI_COMMAND = STATUS || exit 0\n\
+             : > {here}/hangs-$CNI_COMMAND; while ! test -e {here}/go; do sleep 0.05; done\n\
              echo '{{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"told to fail\"}}'; exit 1\n"
         );
         std::fs::write(dir.join("sleepy"), script).expect("a script");
         std::fs::set_permissions(dir.join("sleepy"), std::fs::Permissions::from_mode(0o755)).expect("a script");
-        let conf = json!({"cniVersion": "1.0.0", "name": "sleepy", "plugins": [{"type": "sleepy"}]});
+        let conf = json!({"cniVersion": "1.1.0", "name": "sleepy", "plugins": [{"type": "sleepy"}]});
         std::fs::write(dir.join("net.d/10-sleepy.conflist"), conf.to_string()).expect("a file");
         let words = ["--network", "cni", "--cni-conf-dir", "", "--cni-bin-dir", ""].map(str::to_owned);
         machine.arguments = words.to_vec();
@@ -73,8 +73,9 @@ fn a_cni_plugin_hangs() {
         let id = client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
         let (other, hanging) = (machine.client(), pod(machine, "hanging"));
         let running = tokio::spawn(async move { other.run_pod(&hanging).await });
-        until("the plugin hangs", async || dir.join("hangs").exists()).await;
+        until("the plugin hangs", async || dir.join("hangs-ADD").exists()).await;
         all_answer(&client, &pod_id, &id).await;
+        assert!(dir.join("hangs-STATUS").exists(), "nobody asked for its status");
         assert!(!running.is_finished(), "it did not hang");
         std::fs::write(dir.join("go"), "").expect("a file");
         running.await.expect("no panic").expect_err("the plugin failed");
@@ -230,10 +231,12 @@ fn a_stopped_monitor_delays_neither_the_daemon_nor_other_pods_and_joins_later() 
         client.remove(&more).await.expect("RemoveContainer");
         // What a stopped monitor cannot do is done without it.
         client.end_pod(doomed).await;
-        assert!(
-            !std::path::Path::new(&format!("/proc/{doomed_monitor}")).exists(),
-            "its monitor stays"
-        );
+        let its = PathBuf::from(format!("/proc/{doomed_monitor}/fd"));
+        until("its monitor is gone", async || std::fs::read_dir(&its).is_err()).await;
+        // An end that nobody tells is seen.
+        let mortal = client.container_pid(&waiting).await;
+        signal(mortal, Signal::KILL);
+        assert_eq!(client.exited(&waiting).await.exit_code, 137);
         // A request waits for a monitor that comes back in time.
         let (other, at) = (machine.client(), in_silent.clone());
         let executing = tokio::spawn(async move { other.exec(&at, "echo back", 10).await });
@@ -241,7 +244,7 @@ fn a_stopped_monitor_delays_neither_the_daemon_nor_other_pods_and_joins_later() 
         assert!(!executing.is_finished(), "nobody could have run it");
         signal(*silent_monitor, Signal::CONT);
         assert_eq!(executing.await.expect("no panic").expect("ExecSync").stdout, b"back\n");
-        client.start(&waiting).await.expect("StartContainer");
+        assert_eq!(client.status(&waiting).await.exit_code, 137);
         client.stop(in_silent, 10).await.expect("StopContainer");
         assert_eq!(client.status(in_silent).await.exit_code, 0);
         client.end_pod(silent).await;

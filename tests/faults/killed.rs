@@ -101,6 +101,8 @@ fn every_fail_point_of_the_source_is_tested() {
 /// Sends requests; when a fault strikes, sees to it that the daemon lives, and sends the same one again.
 struct Persistent<'a> {
     machine: &'a mut Machine,
+    /// Its pods have a user namespace.
+    users: bool,
     kills: bool,
     struck: usize,
 }
@@ -124,7 +126,10 @@ impl Persistent<'_> {
 
     /// A whole life of a pod with two containers.
     async fn live(&mut self, name: &str) {
-        let pod_config = pod(self.machine, name);
+        let mut pod_config = pod(self.machine, name);
+        if self.users {
+            own_users(&mut pod_config);
+        }
         let pod_id = self
             .ask("RunPodSandbox", async |client| client.run_pod(&pod_config).await)
             .await;
@@ -157,6 +162,25 @@ impl Persistent<'_> {
         self.ask("RemovePodSandbox", async |client| client.remove_pod(&pod_id).await)
             .await;
     }
+}
+
+/// Gives the pod a user namespace.
+fn own_users(config: &mut cri::PodSandboxConfig) {
+    let mapping = vec![cri::IdMapping {
+        host_id: 1 << 20,
+        container_id: 0,
+        length: 65_536,
+    }];
+    let context = config
+        .linux
+        .get_or_insert_default()
+        .security_context
+        .get_or_insert_default();
+    context.namespace_options.get_or_insert_default().userns_options = Some(cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod.into(),
+        uids: mapping.clone(),
+        gids: mapping,
+    });
 }
 
 /// A container that nothing may disturb.
@@ -197,7 +221,7 @@ impl Bystander {
     }
 }
 
-async fn every_point(machine: &mut Machine, kills: bool, points: impl Iterator<Item = &&'static str>) {
+async fn every_point(machine: &mut Machine, kills: bool, users: bool, points: impl Iterator<Item = &&'static str>) {
     let _registry = start(machine).await;
     machine.client().warm_up(machine).await;
     let empty = machine.look();
@@ -211,6 +235,7 @@ async fn every_point(machine: &mut Machine, kills: bool, points: impl Iterator<I
         let mut life = Persistent {
             machine,
             kills,
+            users,
             struck: 0,
         };
         life.live(&format!("pod-{number}")).await;
@@ -235,11 +260,35 @@ async fn every_point(machine: &mut Machine, kills: bool, points: impl Iterator<I
 
 #[test]
 fn killed_at_every_point_the_daemon_finishes_or_undoes() {
-    Machine::test("kill", async |machine| every_point(machine, true, POINTS.iter()).await);
+    Machine::test("kill", async |machine| {
+        every_point(machine, true, false, POINTS.iter()).await
+    });
 }
 
 #[test]
 fn failing_at_every_point_the_daemon_undoes_and_the_same_request_succeeds() {
     let points = POINTS.iter().filter(|point| !BEYOND_FAILURE.contains(point));
-    Machine::test("error", async |machine| every_point(machine, false, points).await);
+    Machine::test("error", async |machine| {
+        every_point(machine, false, false, points).await
+    });
+}
+
+/// Where a pod's user namespace makes a difference: while there is something of it, and while its containers use it.
+const POINTS_OF_USERS: &[&str] = &[
+    "run: network namespace made",
+    "run: network added",
+    "run: pause made",
+    "run: ready recorded",
+    "create: described",
+    "create: process made",
+    "start: executed",
+    "stop: network released",
+    "container remove: directories removed",
+];
+
+#[test]
+fn killed_with_a_pod_that_has_a_user_namespace_the_daemon_finishes_or_undoes() {
+    Machine::test("kill-users", async |machine| {
+        every_point(machine, true, true, POINTS_OF_USERS.iter()).await
+    });
 }

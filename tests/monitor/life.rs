@@ -7,6 +7,7 @@ use crisp::monitor::client::{Event, IdMapping, SandboxFds, SandboxSpec};
 use crisp::monitor::protocol::{Exit, FailureKind};
 
 use crisp::sys::mount::{self, Attributes, Propagation};
+use crisp::sys::userns::{self, IdRange};
 
 use crate::pod::{Pod, eventually, is_alive, new_id, sandbox, shell};
 
@@ -204,12 +205,21 @@ async fn a_pod_with_a_user_namespace_has_no_root_of_the_node_in_it() {
         size: 65536,
     };
     let spec = SandboxSpec {
-        uid_mappings: vec![mapping.clone()],
-        gid_mappings: vec![mapping],
+        uid_mappings: vec![mapping],
         new_pid: true,
         ..sandbox()
     };
-    let mut pod = Pod::with(spec, SandboxFds::default()).await;
+    let ids = IdRange {
+        first: 200_000,
+        count: 65536,
+    };
+    let made = userns::create(ids, true).unwrap();
+    let fds = SandboxFds {
+        netns: made.network,
+        user: Some(made.user),
+        ..SandboxFds::default()
+    };
+    let mut pod = Pod::with(spec, fds).await;
     let owner = |pid: i32| {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         status
@@ -224,13 +234,11 @@ async fn a_pod_with_a_user_namespace_has_no_root_of_the_node_in_it() {
     assert_eq!(owner(pod.pause.pid), "200000");
     let join = |json: &mut serde_json::Value, _: &mut crisp::monitor::client::ContainerFds| {
         let user = serde_json::json!({"type": "user", "path": "nsfd:user"});
-        json["linux"]["namespaces"].as_array_mut().unwrap().push(user);
-        // Its sysfs would show the node's network, which is not its own.
-        json["mounts"]
+        let network = serde_json::json!({"type": "network", "path": "nsfd:net"});
+        json["linux"]["namespaces"]
             .as_array_mut()
             .unwrap()
-            .retain(|mount| mount["destination"] != "/sys");
-        json["linux"]["maskedPaths"] = serde_json::json!([]);
+            .extend([user, network]);
     };
     let script = "id -u; echo mine > /dev/stdout; until test -e /dev/shm/go; do sleep 0.02; done";
     let (container, process) = pod.create_as(shell(script), |_| {}, join).await.unwrap();

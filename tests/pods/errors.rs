@@ -251,11 +251,6 @@ fn what_a_later_version_brings_says_what_is_missing() {
     let mut runtime = world().runtime();
     let missing = Code::Unimplemented;
     check(
-        ask(runtime.update_runtime_config(cri::UpdateRuntimeConfigRequest::default())).map(drop),
-        missing,
-        "CIDR",
-    );
-    check(
         ask(runtime.checkpoint_container(cri::CheckpointContainerRequest::default())).map(drop),
         missing,
         "checkpoints",
@@ -269,26 +264,6 @@ fn what_a_later_version_brings_says_what_is_missing() {
         ask(runtime.restore_pod(cri::RestorePodRequest::default())).map(drop),
         missing,
         "checkpoints",
-    );
-    check(
-        ask(runtime.list_metric_descriptors(cri::ListMetricDescriptorsRequest::default())).map(drop),
-        missing,
-        "metrics",
-    );
-    check(
-        ask(runtime.list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest::default())).map(drop),
-        missing,
-        "metrics",
-    );
-    check(
-        ask(runtime.stream_pod_sandbox_metrics(cri::StreamPodSandboxMetricsRequest::default())).map(drop),
-        missing,
-        "metrics",
-    );
-    check(
-        ask(runtime.update_pod_sandbox_resources(cri::UpdatePodSandboxResourcesRequest::default())).map(drop),
-        missing,
-        "pod",
     );
 }
 

@@ -398,23 +398,29 @@ fn a_whole_life_by_a_foreign_client() {
     assert_eq!(first.pod_sandbox_status.unwrap().labels, strange());
 }
 
-/// What crisp does not have says so, to an old client as well.
+/// What crisp does not have says so, to an old client as well; what it has, an old client reads.
 #[test]
-fn what_is_missing_is_unimplemented() {
+fn what_is_missing_is_unimplemented_and_the_rest_is_understood() {
     let mut runtime = RuntimeServiceClient::new(connect(&world().socket));
-    let codes = [
-        ask(runtime.update_runtime_config(cri::UpdateRuntimeConfigRequest::default()))
-            .unwrap_err()
-            .code(),
-        ask(runtime.checkpoint_container(cri::CheckpointContainerRequest::default()))
-            .unwrap_err()
-            .code(),
-        ask(runtime.list_metric_descriptors(cri::ListMetricDescriptorsRequest::default()))
-            .unwrap_err()
-            .code(),
-        ask(runtime.list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest::default()))
-            .unwrap_err()
-            .code(),
-    ];
-    assert_eq!(codes, [Code::Unimplemented; 4]);
+    let refusal = ask(runtime.checkpoint_container(cri::CheckpointContainerRequest::default())).unwrap_err();
+    assert_eq!(refusal.code(), Code::Unimplemented);
+    ask(runtime.update_runtime_config(cri::UpdateRuntimeConfigRequest::default())).unwrap();
+    let described = ask(runtime.list_metric_descriptors(cri::ListMetricDescriptorsRequest::default())).unwrap();
+    let counts: HashMap<_, _> = described
+        .descriptors
+        .into_iter()
+        .map(|descriptor| (descriptor.name, descriptor.label_keys.len()))
+        .collect();
+    let pod = world().pod("foreign-metrics");
+    pod.idle("c", |_| {});
+    let listed = ask(runtime.list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest::default())).unwrap();
+    let told = listed
+        .pod_metrics
+        .into_iter()
+        .find(|told| told.pod_sandbox_id == pod.id);
+    let metrics = told.unwrap().container_metrics.remove(0).metrics;
+    assert!(metrics.len() > 30);
+    for metric in metrics {
+        assert_eq!(counts[&metric.name], metric.label_values.len(), "{}", metric.name);
+    }
 }

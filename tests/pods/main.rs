@@ -4,6 +4,7 @@
 //! its own names. A test that restarts its daemon makes a world of its own.
 
 mod accounts;
+mod cdi;
 mod cgroups;
 mod errors;
 mod events;
@@ -33,3 +34,4 @@ mod security;
 mod start;
 mod stats;
 mod subscribers;
+mod userns;

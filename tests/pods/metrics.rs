@@ -180,7 +180,7 @@ fn metrics_move_with_what_they_measure() {
     c.sh(&format!(
         "sh -c '{hold} sleep 1000' >/dev/null 2>&1 & nc -l -p 4711 >/dev/null 2>&1 </dev/null &"
     ));
-    c.sh("timeout 5 sh -c 'while :; do :; done'; true");
+    assert_eq!(c.exec(&["timeout", "5", "sh", "-c", "while :; do :; done"]).code, 143);
     let after = eventually("two seconds of work and all processes are seen", || {
         let now = samples(&pod, &c);
         let fine = value(&now, "container_cpu_usage_seconds_total", &["total"]) >= 1

@@ -8,7 +8,7 @@ use std::process::Command;
 use crisp::cri::{self, Device, MountPropagation};
 use tonic::Code;
 
-use crate::fixture::{Container, Pod, image, int, sandbox_security, security, world, write};
+use crate::fixture::{Container, OwnWorld, Pod, ask, eventually, image, int, sandbox_security, security, world, write};
 use crate::handlers::handler;
 use crate::registry::reference;
 
@@ -32,10 +32,10 @@ fn with(mounts: Vec<cri::Mount>) -> impl FnOnce(&mut cri::ContainerConfig) {
 }
 
 /// A mount of the host's, in the namespace that the daemon lives in, too; gone with its value.
-struct HostMount(PathBuf);
+pub struct HostMount(pub PathBuf);
 
 impl HostMount {
-    fn tmpfs(path: &Path) -> Self {
+    pub fn tmpfs(path: &Path) -> Self {
         fs::create_dir_all(path).unwrap();
         run(&["mount", "-t", "tmpfs", "tmpfs", &path.display().to_string()]);
         Self(path.to_owned())
@@ -302,6 +302,21 @@ fn read_only_all_the_way_down() {
         ..bind(&top.0, "/m")
     };
     assert!(refused(&pod, writable).message().contains("not read-only"));
+    for propagation in [
+        MountPropagation::PropagationHostToContainer,
+        MountPropagation::PropagationBidirectional,
+    ] {
+        let passing_on = cri::Mount {
+            recursive_read_only: true,
+            propagation: propagation.into(),
+            ..read_only(&top.0, "/m")
+        };
+        assert!(
+            refused(&pod, passing_on)
+                .message()
+                .contains("propagation is not private")
+        );
+    }
 }
 
 #[test]
@@ -365,12 +380,20 @@ fn options_of_a_mount_are_in_force() {
         mount_options: options_of(&["noexec", "nodev", "nosuid"]),
         ..bind(&dir, "/m")
     };
+    let below = HostMount::tmpfs(&dir.join("below"));
+    fs::copy("/bin/busybox", below.0.join("busybox")).unwrap();
     let c = pod.idle("c", with(vec![mount, bind(&dir, "/plain")]));
-    assert!(
-        ["noexec", "nodev", "nosuid"]
-            .iter()
-            .all(|option| options(&c, "/m").contains(option))
-    );
+    for at in ["/m", "/m/below"] {
+        let told = options(&c, at);
+        let told: Vec<&str> = told.split(',').collect();
+        assert!(
+            ["noexec", "nodev", "nosuid"].iter().all(|option| told.contains(option)),
+            "{at}: {told:?}"
+        );
+    }
+    assert!(!options(&c, "/plain").contains("noexec"));
+    assert_eq!(c.status().mounts[0].mount_options.len(), 3);
+    assert_eq!(c.exec(&["sh", "-c", "/m/below/busybox true"]).code, 126);
     assert_eq!(c.exec(&["sh", "-c", "/m/busybox true"]).code, 126);
     assert_eq!(c.exec(&["sh", "-c", "/plain/busybox true"]).code, 0);
 }
@@ -390,6 +413,72 @@ fn an_image_is_mounted_as_a_volume() {
     );
     assert_ne!(c.exec(&["touch", "/part/x"]).code, 0);
     assert_ne!(c.exec(&["touch", "/image/x"]).code, 0);
+}
+
+#[test]
+fn a_part_of_an_image_is_looked_for_inside_it() {
+    world().pull(&reference("layered")).unwrap();
+    let pod = world().pod("image-part");
+    let volume = |sub_path: &str| cri::Mount {
+        image: Some(image(&reference("layered"))),
+        image_sub_path: sub_path.to_owned(),
+        ..read_only(Path::new(""), "/part")
+    };
+    let status = refused(&pod, volume("no/such"));
+    assert!(status.message().contains("no/such"), "{status}");
+    for link in ["escape", "absolute"] {
+        let c = pod.idle(link, with(vec![volume(link)]));
+        assert_eq!(c.sh("cat /part/passwd"), crate::registry::PASSWD.trim_end(), "{link}");
+    }
+    for outside in ["../etc", "/etc", "a/../../etc"] {
+        assert!(
+            refused(&pod, volume(outside)).message().contains("leaves the image"),
+            "{outside}"
+        );
+    }
+}
+
+#[test]
+fn an_image_that_is_a_volume_is_told_and_kept_while_its_container_lives() {
+    let own = OwnWorld::new("image-volume");
+    let world = own.0;
+    let tag = reference("volume");
+    let image_id = world.pull(&tag).unwrap();
+    let ballast = || {
+        let layers = fs::read_dir(world.dir.join("d/lib/images/layers")).unwrap();
+        layers
+            .filter(|layer| layer.as_ref().unwrap().path().join("diff/ballast").exists())
+            .count()
+    };
+    {
+        let pod = world.pod("image-volume");
+        let volume = cri::Mount {
+            image: Some(image(&tag)),
+            ..read_only(Path::new(""), "/v")
+        };
+        let c = pod.idle(
+            "c",
+            with(vec![volume.clone(), bind(&world.directory("beside"), "/beside")]),
+        );
+        let told = || {
+            c.status()
+                .mounts
+                .into_iter()
+                .map(|mount| mount.image.unwrap_or_default().image_ref)
+        };
+        assert_eq!(told().collect::<Vec<_>>(), [image_id.as_str(), ""]);
+        let request = cri::RemoveImageRequest {
+            image: Some(image(&tag)),
+        };
+        ask(world.images().remove_image(request)).unwrap();
+        assert_eq!(c.sh("wc -c < /v/ballast"), "1048576");
+        world.restart();
+        assert_eq!(c.sh("wc -c < /v/ballast"), "1048576");
+        assert_eq!(told().collect::<Vec<_>>(), [image_id.as_str(), ""]);
+        assert_eq!(ballast(), 1, "the layer went with the image");
+        assert_eq!(refused(&pod, volume).code(), Code::NotFound);
+    }
+    eventually("the layer goes with the container", || (ballast() == 0).then_some(()));
 }
 
 #[test]

@@ -178,7 +178,18 @@ fn content() -> Content {
     add(&mut content, "talkative", &["1"], talkative, &[&base]);
     add(&mut content, "silent", &["1"], json!({}), &[&base]);
     add(&mut content, "empty", &["1"], json!({"Cmd": ["/bin/sh"]}), &[]);
-    for (n, name) in ["moves", "tags", "in-use", "forms", "foreign", "filtered"]
+    let mut links = Archive::new();
+    links.link("escape", "../../../../etc");
+    links.link("absolute", "/etc");
+    let links = links.finish();
+    add(
+        &mut content,
+        "layered",
+        &["1"],
+        json!({"Cmd": ["sh"]}),
+        &[&base, &links],
+    );
+    for (n, name) in ["moves", "tags", "in-use", "forms", "foreign", "filtered", "volume"]
         .into_iter()
         .enumerate()
     {

@@ -300,3 +300,27 @@ fn a_runtime_that_fails_says_why_and_leaves_nothing() {
         assert_eq!(pod.start("c", &["true"], |_| {}).exited().exit_code, 0);
     }
 }
+
+#[test]
+fn a_runtime_is_told_the_annotations_that_its_settings_name() {
+    let of = |names: &[&str], value: &str| {
+        names
+            .iter()
+            .map(|name| ((*name).to_owned(), value.to_owned()))
+            .collect()
+    };
+    let pod = world().try_pod_by("runc", "annotations", |config| {
+        config.annotations = of(
+            &["example.org/pod", "example.org/both", "exactly", "example.net/other"],
+            "pod",
+        );
+    });
+    let pod = pod.unwrap();
+    let c = pod.create("c", &["true"], |config| {
+        config.annotations = of(&["example.org/both", "exactly-not"], "container");
+    });
+    let bundle = fs::read_to_string(runtime_dir(&pod).join(&c.id).join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&bundle).unwrap();
+    let told = serde_json::json!({ "example.org/pod": "pod", "example.org/both": "container", "exactly": "pod" });
+    assert_eq!(config["annotations"], told);
+}

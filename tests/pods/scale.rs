@@ -66,6 +66,7 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
                 log_path: None,
                 stop_signal: 15,
                 runtime: None,
+                volume_images: Default::default(),
                 user: cri::ContainerUser::default(),
                 policy: serde_json::Value::Null,
             };

@@ -61,8 +61,7 @@ fn every_byte_arrives_by_both_transports() {
 
 /// The pid of the monitor above a container, by its first process.
 fn monitor(node: &Node, container: &str) -> i32 {
-    let info: serde_json::Value = serde_json::from_str(&node.status(container).info["info"]).unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{}/status", info["pid"])).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid(container))).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
     let parent = parent.trim().parse().unwrap();
     let name = std::fs::read_to_string(format!("/proc/{parent}/comm")).unwrap();
@@ -76,7 +75,8 @@ fn what_goes_through_exec_does_not_go_through_the_monitor() {
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
     let monitor = monitor(&node, &container);
     let moved = || -> u64 {
-        let counts = std::fs::read_to_string(format!("/proc/{monitor}/io")).unwrap();
+        // Of its only thread: those of the process hold what its ended children have moved.
+        let counts = std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/io")).unwrap();
         let count = |line: &str| {
             line.split_once("char: ")
                 .map_or(0, |(_, bytes)| bytes.parse::<u64>().unwrap())

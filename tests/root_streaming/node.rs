@@ -247,6 +247,12 @@ impl Node {
         answer.unwrap().into_inner()
     }
 
+    /// The pid of a container's first process.
+    pub fn pid(&self, container: &str) -> i64 {
+        let info: serde_json::Value = serde_json::from_str(&self.status(container).info["info"]).unwrap();
+        info["pid"].as_i64().unwrap()
+    }
+
     /// The URL of an exec of `words`; `change` says which streams.
     pub fn exec_url(&self, container: &str, words: &[&str], change: impl FnOnce(&mut ExecRequest)) -> String {
         let mut request = ExecRequest {
@@ -336,8 +342,13 @@ pub fn run(command: &mut Command) {
 }
 
 /// Waits for `condition`, at most half a minute.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(30);
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_within(Duration::from_secs(30), what, condition);
+}
+
+/// As [`eventually`], at most for `patience`.
+pub fn eventually_within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let until = Instant::now() + patience;
     while !condition() {
         assert!(Instant::now() < until, "not in time: {what}");
         std::thread::sleep(Duration::from_millis(20));

@@ -1,11 +1,13 @@
 //! Port-forward. In a pod on the node's network the tests themselves are what listens there.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crisp::cri::NamespaceMode;
+use crisp::network::netns;
 
 use crate::node::{Node, eventually};
 
@@ -158,12 +160,18 @@ fn a_slow_connection_does_not_hold_up_the_others() {
 fn listeners_of_either_family_in_the_pod_are_reached() {
     let node = Node::start();
     let pod = node.pod(NamespaceMode::Pod);
-    let servers = "nc -ll -s 127.0.0.1 -p 80 -e sh -c 'echo four' & nc -ll -s ::1 -p 81 -e sh -c 'echo six'";
-    node.container(&pod, &["sh", "-c", servers], |_| {});
-    for transport in ["spdy", "websocket"] {
-        for (port, said) in [(80, "four"), (81, "six")] {
-            let forwarding = Forwarding::new(&node, transport, &pod, port);
-            assert_eq!(text(&mut forwarding.connect()).trim(), said, "{transport}");
+    let container = node.container(&pod, &["sleep", "1000"], |_| {});
+    let network = File::open(format!("/proc/{}/ns/net", node.pid(&container))).unwrap();
+    for (address, said) in [("127.0.0.1:80", "four"), ("[::1]:81", "six")] {
+        let address: SocketAddr = address.parse().unwrap();
+        let listener = netns::run_in(&network, || TcpListener::bind(address)).unwrap();
+        for transport in ["spdy", "websocket"] {
+            let forwarding = Forwarding::new(&node, transport, &pod, address.port());
+            let mut client = forwarding.connect();
+            let (mut server, _) = listener.accept().unwrap();
+            server.write_all(said.as_bytes()).unwrap();
+            drop(server);
+            assert_eq!(text(&mut client), said, "{transport}");
         }
     }
 }

@@ -84,6 +84,7 @@ fn layer() -> Vec<u8> {
         "tty",
         "grep",
         "rm",
+        "dd",
     ] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);

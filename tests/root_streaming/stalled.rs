@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio_tungstenite::tungstenite::Message;
 use tonic::Code;
 
-use crate::node::{Node, eventually};
+use crate::node::{Node, eventually, eventually_within};
 use crate::wire::{Spdy, WebSocket, connect, upgrade};
 
 /// What a stalled session may cost the daemon: what waits in it, and the kernel's buffers are not even counted there.
@@ -19,7 +19,10 @@ const SESSION_KIB: u64 = 2 << 10;
 /// What the daemon's memory may grow by for other reasons.
 const SLACK_KIB: u64 = 24 << 10;
 
-const GIGABYTE: &str = "head -c 1073741824 /dev/zero; touch /done";
+const GIGABYTE: &str = "dd if=/dev/zero bs=65536 count=16384; touch /done";
+
+/// How long a gigabyte may take to be read and dropped.
+const LONG: Duration = Duration::from_secs(180);
 
 fn done(node: &Node, container: &str) -> bool {
     node.sync(container, "[ -e /done ] && echo yes || echo no") == "yes"
@@ -56,7 +59,7 @@ fn a_gigabyte_for_clients_that_never_read_stays_where_it_is() {
     assert!(!done(&node, &container), "the commands wait for their clients");
     drop((spdy, websocket));
     // Without a client the output has nowhere to go, and the commands run to their ends.
-    eventually("the commands have ended", || done(&node, &container));
+    eventually_within(LONG, "the commands have ended", || done(&node, &container));
 }
 
 #[test]
@@ -91,7 +94,9 @@ fn a_stalled_client_is_let_go_of_whatever_it_says_meanwhile() {
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
     let command = ["sh", "-c", GIGABYTE];
     let stalled = Spdy::open(&node.exec_url(&container, &command, |_| {}), &["error", "stdout"]);
-    eventually("the command is done although nobody reads", || done(&node, &container));
+    eventually_within(LONG, "the command is done although nobody reads", || {
+        done(&node, &container)
+    });
     drop(stalled);
     node.sync(&container, "rm /done");
 
@@ -110,7 +115,7 @@ fn a_stalled_client_is_let_go_of_whatever_it_says_meanwhile() {
             .expect("let go of");
     });
     drop(unread);
-    eventually("the command is done", || done(&node, &container));
+    eventually_within(LONG, "the command is done", || done(&node, &container));
     node.sync(&container, "rm /done");
 
     // A real client that is stopped.
@@ -118,7 +123,7 @@ fn a_stalled_client_is_let_go_of_whatever_it_says_meanwhile() {
     let mut crictl = crictl.spawn().unwrap();
     crictl.stdout.as_mut().unwrap().read_exact(&mut [0; 4096]).unwrap();
     kill_process(Pid::from_child(&crictl), Signal::STOP).unwrap();
-    eventually("the command is done", || done(&node, &container));
+    eventually_within(LONG, "the command is done", || done(&node, &container));
     crictl.kill().unwrap();
     crictl.wait().unwrap();
 }

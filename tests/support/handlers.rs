@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 /// The environment variable that names the handler of all pods that do not ask for one.
 const VARIABLE: &str = "CRISP_TEST_HANDLER";
 
-/// Settings that have the external runtimes; written to a file in `dir`. Without pods there is no bridge either: what was
-/// there before them can be compared with what is left.
+/// Settings that have the external runtimes, and CDI directories below `dir`; written to a file there. Without pods there
+/// is no bridge either: what was there before them can be compared with what is left.
 pub fn config(dir: &Path) -> PathBuf {
-    const SETTINGS: &str = "[network]\nidle_seconds = 0\n[runtimes.runc]\npath = '/usr/sbin/runc'\n[runtimes.crun]\npath = '/usr/bin/crun'\n";
+    let cdi = ["etc", "run"].map(|name| dir.join("cdi").join(name));
+    const SETTINGS: &str = "[network]\nidle_seconds = 0\n[runtimes.runc]\npath = '/usr/sbin/runc'\nannotations = ['example.org/*', 'exactly']\n[runtimes.crun]\npath = '/usr/bin/crun'\n";
     let path = dir.join("crisp.toml");
-    std::fs::write(&path, SETTINGS).expect("room on the disk");
+    std::fs::write(&path, format!("{SETTINGS}[container]\ncdi_dirs = {cdi:?}\n")).expect("room on the disk");
     path
 }
 

@@ -10,6 +10,7 @@ import sys
 import urllib.parse
 
 from harness import mounts, netns, tools
+from harness.node import pulls
 from harness.process import Daemon
 from harness.screen import StepFailed
 
@@ -21,7 +22,9 @@ POD_PIDS = 128
 
 
 def _config(directory, endpoint, cgroup_root, gates):
-    never = {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%", "imagefs.inodesFree": "0%"}
+    # How full the machine's own disk is is nothing that this is about.
+    alarms = {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
+              "imagefs.available": f"{pulls.ALARM_PERCENT}%", "imagefs.inodesFree": "0%"}
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "staticPodPath": str(directory / "manifests"), "podLogsDir": str(directory / "logs"),
@@ -32,11 +35,12 @@ def _config(directory, endpoint, cgroup_root, gates):
         # Wrong on purpose: the runtime says which driver it is (KubeletCgroupDriverFromCRI), and wins.
         "cgroupDriver": "systemd", "cgroupRoot": f"/{cgroup_root}", "failCgroupV1": False, "podPidsLimit": POD_PIDS,
         "failSwapOn": False, "protectKernelDefaults": True, "oomScoreAdj": 0,
-        # A full disk is nothing that this is about.
-        "evictionHard": never, "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
+        "evictionHard": alarms, "evictionPressureTransitionPeriod": "1s",
+        "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
         "syncFrequency": "5s", "crashLoopBackOff": {"maxContainerRestartPeriod": f"{RESTART_DELAY_SECONDS}s"},
         "containerLogMaxSize": f"{LOG_MAX_KIB}Ki", "containerLogMaxFiles": 5, "containerLogMonitorInterval": "3s",
-        "imageGCHighThresholdPercent": 100,
+        # 0 would be the default: two minutes.
+        "imageGCHighThresholdPercent": 100, "imageMinimumGCAge": "1ms",
         "featureGates": gates, "logging": {"verbosity": 2},
     }
 

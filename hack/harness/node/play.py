@@ -24,7 +24,7 @@ class Play:
     def play(self):
         self.set_up()
         if self.args.probes:
-            probes.measure(self.node, self.screen, self.account)
+            probes.measure(self.node, self.screen, self.daemons)
         else:
             self.see()
         self.end()
@@ -46,6 +46,7 @@ class Play:
         with self.screen.step("two registries on loopback, one of them empty and with a password"):
             registry.Registry(self.network, self.directory, self.undo).provide("demo")
             self.private = PrivateRegistry(self.network, self.directory / "private", self.undo)
+        pulls.small_disk(self.directory / "d" / "lib", self.undo)
         with self.screen.step("crispd serves"):
             self.runtime = Crisp(self.directory / "d", self.network, self.undo, "auto", group=self.daemons)
         self.before = leaks.Snapshot(self.runtime, (), self._ignored())
@@ -100,7 +101,9 @@ class Play:
         # The one that comes asks in the ways that are still young.
         restarts.check_kubelet(node, screen, lambda: self._start_kubelet(PodAndContainerStatsFromCRI=True, EventedPLEG=True, CRIListStreaming=True))
         stats.check(node, screen, from_runtime=True)
+        stats.check_metrics(node, screen)
         network.check_cni(node, screen)
+        pulls.check_pressure(node, screen, self.private)
 
     # Taking it away.
 
@@ -141,7 +144,8 @@ class Play:
             time.sleep(0.2)
 
     def _nothing_left(self, ids):
-        deadline = time.monotonic() + 10
+        # The embedded bridge goes when it has been idle for a while.
+        deadline = time.monotonic() + 60
         while True:
             after = leaks.Snapshot(self.runtime, ids, self._ignored())
             lasting = {"run/network/subnet", "run/network/cni", "cni", "cni/net.d", "cni/net.d/10-demo.conflist", "cni/ipam", "cni/ipam/demo"}

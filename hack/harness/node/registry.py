@@ -13,6 +13,7 @@ from harness.process import Daemon
 ADDRESS = "127.0.0.1:5001"
 IMAGE = f"{ADDRESS}/node/late:1"
 _USER, _PASSWORD = "kubelet", "let-me-in"
+CREDENTIALS = f"{_USER}:{_PASSWORD}"
 # Of the password above, by bcrypt: the only hash that this registry knows.
 _HTPASSWD = f"{_USER}:$2b$05$aDsuj.tdfnymlhMdqiiQv.HdsXGyx5upYxFa862t2nvKqDhSx/f1O\n"
 _CONFIG = """version: 0.1
@@ -24,7 +25,7 @@ http: {{addr: {address}}}
 
 
 def _basic():
-    return base64.b64encode(f"{_USER}:{_PASSWORD}".encode()).decode()
+    return base64.b64encode(CREDENTIALS.encode()).decode()
 
 
 class PrivateRegistry:
@@ -43,10 +44,14 @@ class PrivateRegistry:
     def refuses_strangers(self):
         return self._netns.get(*ADDRESS.split(":"), "/v2/")[0] == 401
 
-    def push(self):
-        images = ImageSet()
-        images.add("node/late", ["1"], [busybox.base()], busybox.CONFIG)
+    def push(self, images):
         self._netns.inside(push, images, ADDRESS, f"Basic {_basic()}")
+
+
+def late():
+    images = ImageSet()
+    images.add("node/late", ["1"], [busybox.base()], busybox.CONFIG)
+    return images
 
 
 def write_credentials(directory):

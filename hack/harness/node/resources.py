@@ -7,6 +7,7 @@ from harness.node.kubelet import POD_PIDS
 from harness.node.manifest import container, pod
 from harness.screen import expect, expect_equal
 
+WRITTEN_BYTES = 200 << 10
 _MIB = 1 << 20
 
 
@@ -17,8 +18,10 @@ def _limits(of_cpu, of_memory, **requests):
 
 def manifests(_node):
     return [
-        pod("burstable", [container("one", resources=_limits("200m", "64Mi", cpu="20m", memory="16Mi")),
-                          container("two", resources=_limits("100m", "32Mi", cpu="20m", memory="16Mi"))]),
+        pod("burstable", [
+            container("one", f"head -c {WRITTEN_BYTES} /dev/zero > /written; exec sleep 100000",
+                      resources=_limits("200m", "64Mi", cpu="20m", memory="16Mi")),
+            container("two", resources=_limits("100m", "32Mi", cpu="20m", memory="16Mi"))]),
         pod("guaranteed", [container("only", resources=_limits("50m", "48Mi"))]),
         pod("oom", [container("eater", "tail /dev/zero", resources=_limits("500m", "24Mi", cpu="20m", memory="16Mi"))], restartPolicy="Never"),
     ]

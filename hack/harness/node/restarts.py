@@ -3,7 +3,7 @@
 import signal
 import time
 
-from harness.node import probed
+from harness.node import logs, probed
 from harness.screen import eventually, expect, expect_equal
 
 # They restart by themselves.
@@ -63,6 +63,7 @@ def check_runtime(node, screen):
         _probes_go_on(node)
         _expect_same(node, before)
         step.note(f"{len(before.by_runtime)} running containers")
+        logs.expect_complete(node, step)
         expect(node.runtime.daemon.alive(), "the daemon has ended")
 
 

@@ -1,5 +1,7 @@
 """What containers of a pod share, and what the kubelet gives them: volumes, environment, security."""
 
+import pathlib
+
 from harness.node.kubelet import NODE
 from harness.node.manifest import container, empty_dir, env, host_path, mount, pod
 from harness.screen import expect, expect_equal
@@ -30,6 +32,8 @@ def manifests(node):
             "runAsUser": 1000, "runAsGroup": 2000, "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False,
             "seccompProfile": {"type": "RuntimeDefault"}, "capabilities": {"drop": ["ALL"]}})],
             securityContext={"fsGroup": _GROUP, "supplementalGroups": [3000]}, volumes=[empty_dir("data")]),
+        pod("mapped", [container("root", "touch /data/mine; exec sleep 100000", volumeMounts=[mount("data", "/data")])],
+            hostUsers=False, volumes=[empty_dir("data")]),
     ]
 
 
@@ -66,3 +70,14 @@ def check(node, screen):
         expect_equal("no new privileges, and a filter", (told["NoNewPrivs"], told["Seccomp"]), ("1", "2"))
         got = node.run("secured", "locked", "touch /new 2>&1; touch /data/new && stat -c %g /data/new")
         expect("Read-only file system" in got and got.endswith(str(_GROUP)), got)
+    with screen.step("hostUsers false: root in the pod is nobody on the host, and yet the owner of what it writes") as step:
+        node.ready("mapped")
+        pid = node.pid("mapped", "root")
+        inside, outside, length = (int(number) for number in pathlib.Path(f"/proc/{pid}/uid_map").read_text().split())
+        step.note(f"users {inside} to {inside + length - 1} are {outside} to {outside + length - 1} on the host")
+        expect_equal("the first user inside, and how many", (inside, length), (0, 65536))
+        expect(outside >= 65536, "the host's users are among them")
+        expect_equal("who runs it, on the host", set(node.process("mapped", "root")["Uid"].split()), {str(outside)})
+        volume = node.kubelet.directory / "root" / "pods" / node.uid("mapped") / "volumes" / "kubernetes.io~empty-dir" / "data"
+        expect_equal("the owner of its file, inside and on the host",
+                     (node.run("mapped", "root", "stat -c %u /data/mine"), (volume / "mine").stat().st_uid), ("0", 0))

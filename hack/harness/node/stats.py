@@ -2,13 +2,14 @@
 
 import json
 
+from harness.node import resources
 from harness.screen import StepFailed, eventually, expect
 
 # Figures of a pod and of its containers that must be there, and not be 0 where marked.
 _OF_POD = ("cpu.usageCoreNanoSeconds!", "memory.workingSetBytes!", "ephemeral-storage.usedBytes!")
 # Its cAdvisor knows the networks of two other runtimes' pods alone.
 _BY_THE_RUNTIME = ("network.rxBytes", "process_stats.process_count!")
-_OF_CONTAINER = ("cpu.usageCoreNanoSeconds!", "memory.workingSetBytes!", "rootfs.usedBytes!", "rootfs.capacityBytes!", "logs.usedBytes")
+_OF_CONTAINER = ("cpu.usageCoreNanoSeconds!", "memory.workingSetBytes!", "rootfs.usedBytes", "rootfs.capacityBytes!", "logs.usedBytes")
 
 
 def _missing(what, figures, wanted):
@@ -47,9 +48,18 @@ def check(node, screen, from_runtime):
         step.note(f"burstable: {pod['memory']['workingSetBytes'] >> 10} KiB, {pod['cpu']['usageCoreNanoSeconds'] / 1e6:.1f} ms of CPU; "
                   f"its first container: {container['memory']['workingSetBytes'] >> 10} KiB")
         expect(container["memory"]["workingSetBytes"] <= pod["memory"]["workingSetBytes"], "a container uses more than its pod")
+        expect(container["rootfs"]["usedBytes"] >= resources.WRITTEN_BYTES, f"it has written more than {container['rootfs']['usedBytes']} bytes")
 
 
 def _complete(node, wanted):
     pod, missing = _burstable(node, wanted)
     return None if missing else pod
 
+
+
+def check_metrics(node, screen):
+    with screen.step("/metrics/cadvisor, of what the runtime measures: every container by its name"):
+        wanted = {"container_memory_working_set_bytes", "container_cpu_usage_seconds_total", "container_fs_usage_bytes"}
+        eventually(f"{', '.join(sorted(wanted))} of burstable/one", lambda: wanted <= {
+            line.partition("{")[0] for line in node.kubelet.get("/metrics/cadvisor").splitlines()
+            if 'container="one"' in line and 'pod="burstable-node"' in line}, 30)

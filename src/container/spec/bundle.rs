@@ -1,8 +1,9 @@
 //! The whole OCI specification of a container, for an external runtime, which is told everything by it. Pure.
 //!
 //! Limits are not in it: crisp writes them to the container's cgroup itself, so that they are the same and change the same
-//! way whichever runtime made the container. Devices are: on cgroup v2 the runtime alone can restrict them.
+//! way whichever runtime made the container. Device rules are, because a runtime puts its own in the place of crisp's.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use oci_spec::runtime::LinuxSeccomp;
@@ -21,6 +22,7 @@ pub struct Bundle<'a> {
     /// The container's cgroup.
     pub cgroup: &'a str,
     pub seccomp: Option<LinuxSeccomp>,
+    pub annotations: BTreeMap<String, String>,
     /// What oom_score_adj cannot be lowered below.
     pub lowest_oom_score_adj: i32,
 }
@@ -32,6 +34,7 @@ impl Bundle<'_> {
         config["root"]["path"] = self.staged("root");
         config["process"] = process(&built.policy, self.lowest_oom_score_adj)?;
         config["mounts"] = self.mounts(built);
+        config["annotations"] = json!(self.annotations);
         let linux = &mut config["linux"];
         linux["cgroupsPath"] = json!(self.cgroup);
         linux["resources"] = json!({ "devices": built.resources.devices.iter().map(device_rule).collect::<Vec<_>>() });

@@ -21,6 +21,8 @@ pub enum DeviceKind {
 /// A device of the host and where the container finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
+    /// On the host, symlinks resolved or not.
+    pub host: PathBuf,
     /// Within the container.
     pub path: PathBuf,
     pub kind: DeviceKind,
@@ -36,8 +38,11 @@ pub struct Device {
 
 /// Nodes to make and rules for the cgroup.
 #[derive(Debug)]
-pub struct Devices {
+pub struct Devices<'a> {
     pub nodes: Vec<LinuxDevice>,
+    /// Those that are bound from the host instead: a user namespace makes no nodes, and libcontainer binds only what has the
+    /// same name outside.
+    pub bound: Vec<&'a Device>,
     pub rules: Vec<DeviceRule>,
 }
 
@@ -56,19 +61,26 @@ const DEFAULT_RULES: [(u32, Option<u32>); 9] = [
 
 /// Turns devices into nodes and rules. Making nodes is always allowed (it takes CAP_MKNOD and gives no access);
 /// a privileged container may use everything.
-pub fn resolve(devices: &[Device], privileged: bool) -> Result<Devices, SpecError> {
+pub fn resolve(devices: &[Device], privileged: bool, user_namespace: bool) -> Result<Devices<'_>, SpecError> {
     let mut nodes: Vec<LinuxDevice> = Vec::new();
+    let mut bound: Vec<&Device> = Vec::new();
     for device in devices {
         if !device.path.starts_with("/dev") || device.path == Path::new("/dev") {
             let shown = device.path.to_string_lossy();
             return Err(SpecError::invalid("device at", shown, "is not below /dev"));
         }
         nodes.retain(|node| node.path() != &device.path);
-        nodes.push(node(device));
+        bound.retain(|other| other.path != device.path);
+        if user_namespace && device.host != device.path {
+            bound.push(device);
+        } else {
+            nodes.push(node(device));
+        }
     }
     if privileged {
         return Ok(Devices {
             nodes,
+            bound,
             rules: vec![rule('a', None, None, "rwm")],
         });
     }
@@ -92,7 +104,7 @@ pub fn resolve(devices: &[Device], privileged: bool) -> Result<Devices, SpecErro
         };
         rules.push(rule(kind, Some(device.major), Some(device.minor), &device.access));
     }
-    Ok(Devices { nodes, rules })
+    Ok(Devices { nodes, bound, rules })
 }
 
 fn rule(kind: char, major: Option<u32>, minor: Option<u32>, access: &str) -> DeviceRule {
@@ -123,6 +135,7 @@ mod tests {
         let path = PathBuf::from(path);
         let access = access.to_owned();
         Device {
+            host: "/dev/fuse".into(),
             path,
             kind: DeviceKind::Character,
             major: 10,
@@ -136,7 +149,8 @@ mod tests {
 
     #[test]
     fn everything_is_denied_but_the_defaults_and_what_was_asked_for() {
-        let found = resolve(&[fuse("/dev/fuse", "rw")], false).unwrap();
+        let devices = [fuse("/dev/fuse", "rw")];
+        let found = resolve(&devices, false, false).unwrap();
         assert_eq!(found.nodes.len(), 1);
         assert_eq!(
             (found.nodes[0].gid(), found.nodes[0].file_mode()),
@@ -154,16 +168,26 @@ mod tests {
 
     #[test]
     fn privileged_is_one_rule() {
-        let found = resolve(&[fuse("/dev/fuse", "rwm")], true).unwrap();
+        let devices = [fuse("/dev/fuse", "rwm")];
+        let found = resolve(&devices, true, false).unwrap();
         assert_eq!(found.rules, [rule('a', None, None, "rwm")]);
     }
 
     #[test]
     fn the_last_device_at_a_path_counts_and_none_is_outside_dev() {
-        let found = resolve(&[fuse("/dev/a", "r"), fuse("/dev/a", "w")], false).unwrap();
+        let devices = [fuse("/dev/a", "r"), fuse("/dev/a", "w")];
+        let found = resolve(&devices, false, false).unwrap();
         assert_eq!(found.nodes.len(), 1);
         for path in ["/etc/a", "/dev", "/device"] {
-            assert!(resolve(&[fuse(path, "r")], false).is_err());
+            assert!(resolve(&[fuse(path, "r")], false, false).is_err());
         }
+    }
+
+    #[test]
+    fn in_a_user_namespace_devices_of_other_names_are_bound() {
+        let devices = [fuse("/dev/fuse", "r"), fuse("/dev/other", "r")];
+        let found = resolve(&devices, false, true).unwrap();
+        assert_eq!((found.nodes.len(), &found.bound[..]), (1, &[&devices[1]][..]));
+        assert_eq!(resolve(&devices, false, false).unwrap().bound.len(), 0);
     }
 }

@@ -87,8 +87,8 @@ pub fn build(input: &Input<'_>) -> Result<Built, SpecError> {
     let namespaces = namespaces::resolve(input.sandbox, input.container, input.namespaces, input.host)?;
     let identity = user::resolve(input.container, input.image, input.rootfs)?;
     let policy = process::policy(input, &security, &identity)?;
-    let mounts = mounts::resolve(input, &namespaces, security.privileged)?;
-    let devices = devices::resolve(input.devices, security.privileged)?;
+    let devices = devices::resolve(input.devices, security.privileged, namespaces.user)?;
+    let mounts = mounts::resolve(input, &namespaces, security.privileged, &devices.bound)?;
 
     let mut readonly_paths = security.readonly_paths;
     readonly_paths.extend(mounts.readonly_paths);

@@ -7,8 +7,9 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount, MountBuilder};
 
+use super::devices::Device;
 use super::error::SpecError;
-use super::namespaces::Namespaces;
+use super::namespaces::{self, Namespaces};
 use super::{Input, built};
 use crate::cri;
 use crate::sys::mount::Propagation;
@@ -55,6 +56,8 @@ pub struct Bind {
     pub nosuid: bool,
     pub nodev: bool,
     pub noexec: bool,
+    /// In the pod's user namespace its files belong to whom they belong on the node, by number.
+    pub id_mapped: bool,
     /// A source on the host that does not exist is made, as a directory.
     pub create_as_directory: bool,
     /// On /dev itself or, where something is mounted there, below it. libcontainer makes nodes and links in /dev
@@ -74,6 +77,7 @@ impl Bind {
             nosuid: false,
             nodev: false,
             noexec: false,
+            id_mapped: false,
             create_as_directory: false,
             late: false,
         }
@@ -125,8 +129,17 @@ pub struct Mounts {
 }
 
 /// Resolves the mounts of a container.
-pub fn resolve(input: &Input<'_>, namespaces: &Namespaces, privileged: bool) -> Result<Mounts, SpecError> {
-    let requested = requested::resolve(&input.container.mounts)?;
+///
+/// `bound_devices` are those that cannot be made in the container.
+pub fn resolve(
+    input: &Input<'_>,
+    namespaces: &Namespaces,
+    privileged: bool,
+    bound_devices: &[&Device],
+) -> Result<Mounts, SpecError> {
+    let ids = namespaces::user_ids(input.sandbox);
+    let mut requested = requested::resolve(&input.container.mounts, ids)?;
+    requested.extend(bound_devices.iter().map(device));
     let taken: BTreeSet<&Path> = requested.iter().map(|bind| bind.destination.as_path()).collect();
     let over_dev = taken.contains(Path::new("/dev"));
     let defaults = defaults::resolve(input, namespaces, privileged);
@@ -155,7 +168,10 @@ pub fn resolve(input: &Input<'_>, namespaces: &Namespaces, privileged: bool) -> 
         .filter(|bind| !taken.contains(bind.destination.as_path()))
         .collect();
     let volume_binds = volumes.iter().enumerate();
-    above.extend(volume_binds.map(|(n, volume)| Bind::new(BindSource::Volume(n), &volume.destination)));
+    above.extend(volume_binds.map(|(n, volume)| Bind {
+        id_mapped: ids.is_some(),
+        ..Bind::new(BindSource::Volume(n), &volume.destination)
+    }));
     above.extend(requested.iter().cloned());
     above.sort_by_key(|bind| bind.destination.components().count());
     for mut bind in above {
@@ -185,6 +201,15 @@ fn push(bind: Bind, list: &mut Vec<Mount>, binds: &mut Vec<Bind>) {
         list.push(bind.to_mount(binds.len()));
     }
     binds.push(bind);
+}
+
+/// A device of the node as it is, node and owner.
+fn device(device: &&Device) -> Bind {
+    Bind {
+        nosuid: true,
+        noexec: true,
+        ..Bind::new(BindSource::Host(device.host.clone()), &device.path)
+    }
 }
 
 fn is_below_dev(path: &Path) -> bool {

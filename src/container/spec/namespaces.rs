@@ -8,6 +8,9 @@ use super::error::SpecError;
 use super::host::HostFacts;
 use crate::cri;
 use crate::cri::NamespaceMode;
+use crate::sys::userns::IdRange;
+
+mod user_namespace;
 
 /// Paths of the namespaces that the container may have to join. Each is needed only where the modes say so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +44,16 @@ pub fn pid_mode(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfi
 /// Whether the sandbox uses the node's network.
 pub fn host_network(sandbox: &cri::PodSandboxConfig) -> bool {
     sandbox_options(sandbox).is_some_and(|options| options.network() == NamespaceMode::Node)
+}
+
+/// The ids of the sandbox's own user namespace, if it has one. Its configuration has passed [`validate_sandbox`].
+pub fn user_ids(sandbox: &cri::PodSandboxConfig) -> Option<IdRange> {
+    let user = sandbox_options(sandbox)?.userns_options.as_ref()?;
+    let mapping = user.uids.first().filter(|_| user.mode() == NamespaceMode::Pod)?;
+    Some(IdRange {
+        first: mapping.host_id,
+        count: mapping.length,
+    })
 }
 
 /// Whether the sandbox uses the node's IPC namespace.
@@ -96,29 +109,9 @@ pub fn validate_sandbox(sandbox: &cri::PodSandboxConfig) -> Result<(), SpecError
             return Err(SpecError::invalid(what, name, "makes no sense for a sandbox"));
         }
     }
-    let Some(user) = &options.userns_options else {
-        return Ok(());
-    };
-    match user.mode() {
-        NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => Ok(()),
-        NamespaceMode::Node => Err(SpecError::invalid("user namespace mode", "NODE", "takes no mappings")),
-        NamespaceMode::Pod => {
-            let sound = |map: &[cri::IdMapping]| map.len() == 1 && map[0].container_id == 0 && map[0].length > 0;
-            if !sound(&user.uids) || user.uids != user.gids {
-                let shown = format!("{:?} {:?}", user.uids, user.gids);
-                return Err(SpecError::invalid(
-                    "user namespace mappings",
-                    shown,
-                    "are not one mapping from id 0, the same for users and groups",
-                ));
-            }
-            Ok(())
-        }
-        mode => Err(SpecError::invalid(
-            "user namespace mode",
-            mode.as_str_name(),
-            "makes no sense for a sandbox",
-        )),
+    match &options.userns_options {
+        Some(user) => user_namespace::check(user, options),
+        None => Ok(()),
     }
 }
 
@@ -148,9 +141,17 @@ pub fn resolve(
             ));
         }
     }
-    let wants_user = sandbox_options(sandbox)
-        .and_then(|options| options.userns_options.as_ref())
-        .is_some_and(|user| user.mode() == NamespaceMode::Pod);
+    if let Some(user) = container_options(container).and_then(|options| options.userns_options.as_ref()) {
+        user_namespace::same(user, sandbox_options(sandbox))?;
+    }
+    let wants_user = user_ids(sandbox).is_some();
+    if wants_user && pid_mode(sandbox, container) == NamespaceMode::Node {
+        return Err(SpecError::invalid(
+            "pid namespace mode",
+            "NODE",
+            "does not go with a user namespace of the pod's own",
+        ));
+    }
 
     let mut list = vec![namespace(LinuxNamespaceType::Mount, None)];
     let mut join = |typ, kind, path: &Option<PathBuf>| match path {
@@ -321,35 +322,8 @@ mod tests {
     }
 
     #[test]
-    fn user_namespaces_of_a_sandbox_are_checked() {
-        use NamespaceMode::{Container, Node, Pod, Target};
-        let map = |container_id, length| cri::IdMapping {
-            host_id: 1000,
-            container_id,
-            length,
-        };
-        for (mode, uids, gids, sound) in [
-            (Node, vec![], vec![], true),
-            (Node, vec![map(0, 9)], vec![map(0, 9)], false),
-            (Pod, vec![map(0, 9)], vec![map(0, 9)], true),
-            (Pod, vec![map(0, 9)], vec![map(0, 8)], false),
-            (Pod, vec![map(1, 9)], vec![map(1, 9)], false),
-            (Pod, vec![map(0, 9), map(0, 9)], vec![map(0, 9), map(0, 9)], false),
-            (Pod, vec![], vec![], false),
-            (Container, vec![], vec![], false),
-            (Target, vec![], vec![], false),
-        ] {
-            let user = cri::UserNamespace {
-                mode: mode as i32,
-                uids: uids.clone(),
-                gids,
-            };
-            let config = sandbox(Some(cri::NamespaceOption {
-                userns_options: Some(user),
-                ..Default::default()
-            }));
-            assert_eq!(validate_sandbox(&config).is_ok(), sound, "{mode:?} {uids:?}");
-        }
+    fn modes_that_make_no_sense_for_a_sandbox_are_refused() {
+        use NamespaceMode::{Container, Pod, Target};
         for bad in [
             options(Container, Pod, Pod),
             options(Pod, Target, Pod),

@@ -6,34 +6,23 @@ use std::path::{Path, PathBuf};
 use super::error::SpecError;
 use super::namespaces;
 use crate::cri;
-use crate::cri::NamespaceMode;
 
-/// What a sandbox with its own network gets unless it says otherwise: ports below 1024 and ping need no privilege
-/// within a network of one's own.
-const DEFAULTS: [(&str, &str); 2] = [
-    ("net/ipv4/ip_unprivileged_port_start", "0"),
-    ("net/ipv4/ping_group_range", "0 2147483647"),
-];
+// What a sandbox with its own network gets unless it says otherwise: ports below 1024 and ping need no privilege
+// within a network of one's own.
+const PORTS: &str = "net/ipv4/ip_unprivileged_port_start";
+const PING: &str = "net/ipv4/ping_group_range";
 
 /// The settings to write, as paths below /proc/sys and values.
 pub fn resolve(sandbox: &cri::PodSandboxConfig) -> Result<BTreeMap<PathBuf, String>, SpecError> {
     let host_network = namespaces::host_network(sandbox);
     let host_ipc = namespaces::host_ipc(sandbox);
     let linux = sandbox.linux.as_ref();
-    let user_namespace = linux
-        .and_then(|l| {
-            l.security_context
-                .as_ref()?
-                .namespace_options
-                .as_ref()?
-                .userns_options
-                .as_ref()
-        })
-        .is_some_and(|user| user.mode() == NamespaceMode::Pod);
-
     let mut settings = BTreeMap::new();
-    if !host_network && !user_namespace {
-        settings.extend(DEFAULTS.map(|(path, value)| (PathBuf::from(path), value.to_owned())));
+    if !host_network {
+        // The kernel takes groups of the pod's own user namespace only.
+        let last_group = namespaces::user_ids(sandbox).map_or(i32::MAX as u32, |ids| ids.count - 1);
+        settings.insert(PORTS.into(), "0".to_owned());
+        settings.insert(PING.into(), format!("0 {}", last_group.min(i32::MAX as u32)));
     }
     let mut seen = BTreeMap::new();
     for (name, value) in linux.map(|l| &l.sysctls).into_iter().flatten() {
@@ -107,6 +96,7 @@ fn path(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cri::NamespaceMode;
 
     fn sandbox(sysctls: &[(&str, &str)], network: NamespaceMode, ipc: NamespaceMode) -> cri::PodSandboxConfig {
         let options = cri::NamespaceOption {
@@ -171,6 +161,25 @@ mod tests {
         assert!(resolve(&sandbox(&[("kernel.sem", "1\n2")], Pod, Pod)).is_err());
         let twice = [("net.core.somaxconn", "1"), ("net/core/somaxconn", "2")];
         assert!(resolve(&sandbox(&twice, Pod, Pod)).is_err());
+    }
+
+    #[test]
+    fn ping_is_for_the_groups_that_there_are() {
+        let of = |sandbox: &cri::PodSandboxConfig| resolve(sandbox).unwrap()[Path::new(PING)].clone();
+        let mut pod = sandbox(&[], NamespaceMode::Pod, NamespaceMode::Pod);
+        assert_eq!(of(&pod), "0 2147483647");
+        let mapping = vec![cri::IdMapping {
+            host_id: 1 << 20,
+            container_id: 0,
+            length: 65_536,
+        }];
+        let options = pod.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        options.namespace_options.as_mut().unwrap().userns_options = Some(cri::UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: mapping.clone(),
+            gids: mapping,
+        });
+        assert_eq!(of(&pod), "0 65535");
     }
 
     #[test]

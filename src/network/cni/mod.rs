@@ -5,12 +5,14 @@ mod discovery;
 mod exec;
 mod result;
 mod runtime;
+mod status;
 mod turn;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
@@ -20,13 +22,11 @@ use super::{Attached, Attachment, NetworkConfig, NetworkError, Plan, PodNetwork,
 use conflist::{ConfList, Version};
 pub use discovery::{Directory, Discovery, Found};
 use exec::Call;
+use status::Health;
 use turn::Turn;
 
 /// The pod's link, for all networks.
 const POD_LINK: &str = "eth0";
-/// How long an answer to STATUS is believed.
-const STATUS_AGE: Duration = Duration::from_secs(5);
-const STATUS_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The CNI side of an instance.
 pub struct Cni {
@@ -35,7 +35,7 @@ pub struct Cni {
     deadline: Duration,
     turns: PathBuf,
     gc: bool,
-    status: tokio::sync::Mutex<Option<(Instant, String, Option<String>)>>,
+    health: Health,
 }
 
 /// What one call to a chain of plugins needs.
@@ -55,7 +55,7 @@ impl Cni {
             deadline: config.plugin_deadline,
             turns: config.run.join("network/cni"),
             gc: config.cni_gc,
-            status: tokio::sync::Mutex::new(None),
+            health: Health::new(config.plugin_dirs.clone(), config.plugin_deadline),
         }
     }
 
@@ -69,65 +69,9 @@ impl Cni {
         }
     }
 
-    /// Whether the network can take pods now; `Some` says why not. Plugins are asked at most every five seconds.
-    pub async fn trouble(&self, found: &Found) -> Option<String> {
-        if let Some(error) = found
-            .list
-            .plugins
-            .iter()
-            .find_map(|p| exec::find(&p.kind, &self.plugin_dirs).err())
-        {
-            return Some(error.to_string());
-        }
-        if found.list.version < Version::V1_1_0 {
-            return None;
-        }
-        let mut known = self.status.lock().await;
-        if let Some((asked, text, answer)) = &*known
-            && asked.elapsed() < STATUS_AGE
-            && *text == found.text
-        {
-            return answer.clone();
-        }
-        let answer = self.ask(&found.list).await.err().map(|error| error.to_string());
-        *known = Some((Instant::now(), found.text.clone(), answer.clone()));
-        answer
-    }
-
-    async fn ask(&self, list: &ConfList) -> Result<(), NetworkError> {
-        for plugin in &list.plugins {
-            let conf = plugin.execution(list, Map::new(), Map::new());
-            let deadline = self.deadline.min(STATUS_DEADLINE);
-            self.call_without_pod(&plugin.kind, &self.plugin_dirs, "STATUS", deadline, &conf)
-                .await?;
-        }
-        Ok(())
-    }
-
-    async fn call_without_pod(
-        &self,
-        plugin: &str,
-        dirs: &[PathBuf],
-        command: &'static str,
-        deadline: Duration,
-        conf: &Value,
-    ) -> Result<(), NetworkError> {
-        let failed = |source| NetworkError::PluginRun {
-            op: "prepare",
-            plugin: plugin.to_owned(),
-            source,
-        };
-        let input = anonymous(conf.to_string().as_bytes()).map_err(failed)?;
-        Call {
-            plugin,
-            dirs,
-            command,
-            environment: Vec::new(),
-            deadline,
-        }
-        .run(input)
-        .await
-        .map(drop)
+    /// Whether the network can take pods now; `Some` says why not.
+    pub async fn trouble(&self, found: &Arc<Found>) -> Option<String> {
+        self.health.trouble(found).await
     }
 
     /// Asks the plugins whether the pod is still connected as it was (CHECK).
@@ -163,6 +107,31 @@ impl Cni {
         }
         Ok(())
     }
+}
+
+async fn call_without_pod(
+    plugin: &str,
+    dirs: &[PathBuf],
+    command: &'static str,
+    deadline: Duration,
+    conf: &Value,
+) -> Result<(), NetworkError> {
+    let failed = |source| NetworkError::PluginRun {
+        op: "prepare",
+        plugin: plugin.to_owned(),
+        source,
+    };
+    let input = anonymous(conf.to_string().as_bytes()).map_err(failed)?;
+    Call {
+        plugin,
+        dirs,
+        command,
+        environment: Vec::new(),
+        deadline,
+    }
+    .run(input)
+    .await
+    .map(drop)
 }
 
 /// Standard input that holds `bytes`.
@@ -373,9 +342,7 @@ impl PodNetwork for Cni {
             for plugin in &list.plugins {
                 let extra = Map::from_iter([("cni.dev/valid-attachments".to_owned(), attachments.clone().into())]);
                 let conf = plugin.execution(list, Map::new(), extra);
-                let called = self
-                    .call_without_pod(&plugin.kind, dirs, "GC", self.deadline, &conf)
-                    .await;
+                let called = call_without_pod(&plugin.kind, dirs, "GC", self.deadline, &conf).await;
                 first = first.and(called);
             }
         }

@@ -55,7 +55,7 @@ pub fn lookup(container: &cri::ContainerConfig) -> Result<Vec<Device>, SpecError
             let real = fs::canonicalize(&host).map_err(|source| failed("resolve", &host, source))?;
             walk(&real, &inside, &access, &mut found)?;
         } else {
-            match node(&metadata, &inside, &access) {
+            match node(&metadata, &host, &inside, &access) {
                 Some(device) => found.push(device),
                 None => return Err(SpecError::invalid("device", &device.host_path, "is not a device")),
             }
@@ -91,7 +91,7 @@ fn access(text: &str) -> Result<String, SpecError> {
     Ok(text.to_owned())
 }
 
-fn node(metadata: &Metadata, inside: &Path, access: &str) -> Option<Device> {
+fn node(metadata: &Metadata, host: &Path, inside: &Path, access: &str) -> Option<Device> {
     let kind = match metadata.file_type() {
         kind if kind.is_block_device() => DeviceKind::Block,
         kind if kind.is_char_device() => DeviceKind::Character,
@@ -99,6 +99,7 @@ fn node(metadata: &Metadata, inside: &Path, access: &str) -> Option<Device> {
     };
     let number = metadata.rdev();
     Some(Device {
+        host: host.to_owned(),
         path: inside.to_owned(),
         kind,
         major: libc::major(number),
@@ -139,7 +140,7 @@ fn walk(host: &Path, inside: &Path, access: &str, found: &mut Vec<Device>) -> Re
             if metadata.is_dir() {
                 left.push((entry.path(), inside));
             } else {
-                found.extend(node(&metadata, &inside, access));
+                found.extend(node(&metadata, &entry.path(), &inside, access));
             }
         }
     }

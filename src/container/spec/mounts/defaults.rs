@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{Mount, MountBuilder};
 
-use super::super::namespaces::Namespaces;
+use super::super::namespaces::{self, Namespaces};
 use super::super::{Input, built};
 use super::{Bind, BindSource, SandboxFile};
 use crate::sys::mount::Propagation;
+
+/// The group "tty", as everywhere. A user namespace may be too small to have it.
+const TERMINALS_GROUP: u32 = 5;
 
 /// One mount, in order.
 pub enum Step {
@@ -38,12 +41,12 @@ pub fn resolve(input: &Input<'_>, namespaces: &Namespaces, privileged: bool) -> 
     let mut steps = vec![
         kernel("proc", "/proc", &["nosuid", "noexec", "nodev"]),
         kernel("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        kernel(
-            "devpts",
-            "/dev/pts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
     ];
+    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    if namespaces::user_ids(input.sandbox).is_none_or(|ids| ids.count > TERMINALS_GROUP) {
+        terminals.push("gid=5");
+    }
+    steps.push(kernel("devpts", "/dev/pts", &terminals));
     if !(namespaces.host_ipc && namespaces.user) {
         steps.push(kernel("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]));
     }

@@ -7,12 +7,13 @@ use super::{Bind, BindSource, clean};
 use crate::cri;
 use crate::cri::MountPropagation;
 use crate::sys::mount::Propagation;
+use crate::sys::userns::IdRange;
 
 /// More than any pod has; each costs a mount and a descriptor.
 const MOST: u64 = 1024;
 
-/// Checks the mounts; their order stays.
-pub fn resolve(mounts: &[cri::Mount]) -> Result<Vec<Bind>, SpecError> {
+/// Checks the mounts of a container of a pod with the ids `ids`, if it has a user namespace; their order stays.
+pub fn resolve(mounts: &[cri::Mount], ids: Option<IdRange>) -> Result<Vec<Bind>, SpecError> {
     let size = mounts.len() as u64;
     if size > MOST {
         return Err(SpecError::TooLarge {
@@ -21,10 +22,10 @@ pub fn resolve(mounts: &[cri::Mount]) -> Result<Vec<Bind>, SpecError> {
             limit: MOST,
         });
     }
-    mounts.iter().map(one).collect()
+    mounts.iter().map(|mount| one(mount, ids)).collect()
 }
 
-fn one(mount: &cri::Mount) -> Result<Bind, SpecError> {
+fn one(mount: &cri::Mount, ids: Option<IdRange>) -> Result<Bind, SpecError> {
     let refuse = |reason| SpecError::invalid("mount at", &mount.container_path, reason);
     if mount.container_path.is_empty() || mount.container_path.contains('\0') {
         return Err(refuse("is nowhere"));
@@ -32,11 +33,6 @@ fn one(mount: &cri::Mount) -> Result<Bind, SpecError> {
     let destination = clean(&mount.container_path);
     if destination == Path::new("/") {
         return Err(refuse("would hide the root file system"));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(SpecError::Unsupported {
-            what: "id mappings of mounts",
-        });
     }
     let propagation = match MountPropagation::try_from(mount.propagation) {
         Ok(MountPropagation::PropagationPrivate) => Propagation::Private,
@@ -54,9 +50,12 @@ fn one(mount: &cri::Mount) -> Result<Bind, SpecError> {
         read_only: mount.readonly,
         recursive_read_only: mount.recursive_read_only,
         propagation,
+        id_mapped: is_mapped(mount, ids).map_err(refuse)?,
         ..Bind::new(source(mount)?, destination)
     };
     bind.create_as_directory = matches!(bind.source, BindSource::Host(_));
+    // An image is the pod's own view of it.
+    bind.id_mapped |= ids.is_some() && matches!(bind.source, BindSource::Image { .. });
     for option in &mount.mount_options {
         match option.as_str() {
             "noexec" => bind.noexec = true,
@@ -72,6 +71,23 @@ fn one(mount: &cri::Mount) -> Result<Bind, SpecError> {
         }
     }
     Ok(bind)
+}
+
+/// Whether the files of the mount are asked to belong inside to whom they belong on the node, by number.
+fn is_mapped(mount: &cri::Mount, ids: Option<IdRange>) -> Result<bool, &'static str> {
+    if mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty() {
+        return Ok(false);
+    }
+    let ids = ids.ok_or("has id mappings, but the pod has no user namespace")?;
+    let pods = [cri::IdMapping {
+        host_id: ids.first,
+        container_id: 0,
+        length: ids.count,
+    }];
+    if mount.uid_mappings != pods || mount.gid_mappings != pods {
+        return Err("has id mappings that are not those of the pod's user namespace");
+    }
+    Ok(true)
 }
 
 fn source(mount: &cri::Mount) -> Result<BindSource, SpecError> {
@@ -125,7 +141,7 @@ mod tests {
 
     #[test]
     fn sound_mounts() {
-        let plain = resolve(&[mount("/h", "data/../srv/")]).unwrap().remove(0);
+        let plain = resolve(&[mount("/h", "data/../srv/")], None).unwrap().remove(0);
         assert_eq!(plain.destination, Path::new("/srv"));
         assert_eq!(plain.source, BindSource::Host("/h".into()));
         assert!(plain.create_as_directory && !plain.read_only && plain.propagation == Propagation::Private);
@@ -137,7 +153,7 @@ mod tests {
             mount_options: options,
             ..mount("/h", "/c")
         };
-        let bind = resolve(&[full]).unwrap().remove(0);
+        let bind = resolve(&[full], None).unwrap().remove(0);
         assert!(bind.read_only && bind.recursive_read_only && bind.noexec && bind.nodev && bind.nosuid);
 
         let volume = cri::Mount {
@@ -146,7 +162,7 @@ mod tests {
             image_sub_path: "a/b".into(),
             ..mount("", "/c")
         };
-        let bind = resolve(&[volume]).unwrap().remove(0);
+        let bind = resolve(&[volume], None).unwrap().remove(0);
         assert!(matches!(&bind.source, BindSource::Image { sub_path, .. } if sub_path == Path::new("a/b")));
         assert!(!bind.create_as_directory);
     }
@@ -202,11 +218,56 @@ mod tests {
             volume(true, "", "../a"),
             volume(true, "", "/a"),
         ] {
-            assert!(resolve(std::slice::from_ref(&refused)).is_err(), "{refused:?}");
+            assert!(resolve(std::slice::from_ref(&refused), None).is_err(), "{refused:?}");
         }
         assert!(matches!(
-            resolve(&vec![mount("/h", "/c"); 1025]),
+            resolve(&vec![mount("/h", "/c"); 1025], None),
             Err(SpecError::TooLarge { .. })
         ));
+    }
+
+    #[test]
+    fn id_mappings_are_the_pods_or_none() {
+        let ids = IdRange {
+            first: 70_000,
+            count: 65_536,
+        };
+        let map = |host_id| {
+            vec![cri::IdMapping {
+                host_id,
+                container_id: 0,
+                length: 65_536,
+            }]
+        };
+        let with = |uids: &[cri::IdMapping], gids: &[cri::IdMapping]| cri::Mount {
+            uid_mappings: uids.to_vec(),
+            gid_mappings: gids.to_vec(),
+            ..mount("/h", "/c")
+        };
+        let pods = map(70_000);
+        let of = |mount: cri::Mount, ids| resolve(&[mount], ids).map(|binds| binds[0].id_mapped);
+        assert!(of(with(&pods, &pods), Some(ids)).unwrap());
+        assert!(!of(mount("/h", "/c"), Some(ids)).unwrap());
+        for (mount, ids, words) in [
+            (with(&pods, &pods), None, "no user namespace"),
+            (with(&map(1), &map(1)), Some(ids), "not those of the pod"),
+            (with(&pods, &[]), Some(ids), "not those of the pod"),
+            (with(&[], &pods), Some(ids), "not those of the pod"),
+            (
+                with(&[map(70_000), map(1)].concat(), &pods),
+                Some(ids),
+                "not those of the pod",
+            ),
+        ] {
+            let error = of(mount, ids).unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        let volume = cri::Mount {
+            image: image(),
+            readonly: true,
+            ..mount("", "/c")
+        };
+        assert!(of(volume.clone(), Some(ids)).unwrap());
+        assert!(!of(volume, None).unwrap());
     }
 }

@@ -207,7 +207,16 @@ fn the_nodes_ipc_and_network_bring_the_nodes_shm_and_sysfs() {
     assert!(mounts(&built).contains(&"/sys=sysfs".to_owned()));
     // Within a user namespace neither sysfs nor mqueue of the node can be mounted.
     let options = world.sandbox_context().namespace_options.as_mut().unwrap();
-    options.userns_options = Some(cri::UserNamespace::default());
+    let mapping = vec![cri::IdMapping {
+        host_id: 100_000,
+        container_id: 0,
+        length: 65_536,
+    }];
+    options.userns_options = Some(cri::UserNamespace {
+        mode: NamespaceMode::Pod as i32,
+        uids: mapping.clone(),
+        gids: mapping,
+    });
     world.namespaces.user = Some("/user".into());
     let list = mounts(&world.build().unwrap());
     assert!(

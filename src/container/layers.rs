@@ -1,0 +1,152 @@
+//! An image's layers as one mount: the root of a container, or a volume; for a pod with a user namespace, with the
+//! layers' owners mapped to the pod's.
+//!
+//! An overlay cannot be id-mapped, its layers can: one mapped copy of the directory that holds all layers and one of
+//! the container's own directory do for any number of them, and nothing on the disk is changed.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::store::{UPPER, WORK};
+use crate::sys::mount_namespace::MountNamespace;
+use crate::sys::userns::{self, IdRange};
+use crate::sys::{capability, mount, process};
+
+/// The users of a pod with a user namespace.
+pub struct Users {
+    pub namespace: OwnedFd,
+    pub ids: IdRange,
+}
+
+impl Users {
+    /// Maps the owners of `mount`, a detached copy of the mount at `path`.
+    pub fn map(&self, mount: OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+        match mount::set_id_map(&mount, &self.namespace) {
+            Ok(()) => Ok(mount),
+            // The kernel says no more than that.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                let told = format!(
+                    "the file system of {} does not support id-mapped mounts",
+                    path.display()
+                );
+                Err(io::Error::new(io::ErrorKind::Unsupported, told))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Puts layers together.
+pub struct Layers {
+    namespace: MountNamespace,
+    /// Why no pod can have a user namespace here.
+    no_user_namespaces: Option<String>,
+}
+
+impl Layers {
+    /// Finds out whether pods can have user namespaces whose containers lie below `root`, by making what one needs.
+    ///
+    /// # Errors
+    /// When a mount namespace cannot be made. That the kernel or the file system has no id-mapped mounts is none.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let mut layers = Self {
+            namespace: MountNamespace::create()?,
+            no_user_namespaces: None,
+        };
+        let probe = root.join("id-map-probe");
+        layers.no_user_namespaces = layers.try_id_map(&probe).err().map(|error| error.to_string());
+        match fs::remove_dir_all(&probe) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %probe.display(), %error, "cannot remove what was made to try id-mapped mounts");
+            }
+            _ => {}
+        }
+        Ok(layers)
+    }
+
+    /// Why no pod can have a user namespace on this node, if so.
+    pub fn no_user_namespaces(&self) -> Option<&str> {
+        self.no_user_namespaces.as_deref()
+    }
+
+    fn try_id_map(&self, probe: &Path) -> io::Result<()> {
+        for dir in [UPPER, WORK, "layers/one/diff"] {
+            fs::create_dir_all(probe.join(dir))?;
+        }
+        let ids = IdRange { first: 1, count: 1 };
+        let users = Users {
+            namespace: userns::create(ids, false)?.user,
+            ids,
+        };
+        self.root(&[probe.join("layers/one/diff")], probe, Some(&users))
+            .map(drop)
+    }
+
+    /// The writable root of the container whose directory is `dir`, on top of `lower` (top first), attached nowhere.
+    pub fn root(&self, lower: &[PathBuf], dir: &Path, users: Option<&Users>) -> io::Result<OwnedFd> {
+        let Some(users) = users else {
+            return mount::overlay(lower, &dir.join(UPPER), &dir.join(WORK));
+        };
+        let (below, lower) = mapped_layers(lower, users)?;
+        let own = mapped(dir, users)?;
+        self.namespace.run_in_copy(|| {
+            mount::attach(&below, CWD, Path::new(MountNamespace::FIRST))?;
+            mount::attach(&own, CWD, Path::new(MountNamespace::SECOND))?;
+            let own = Path::new(MountNamespace::SECOND);
+            // Whoever mounts an overlay is who makes its files, before they are given to their owners: it must be
+            // somebody whom the mapping knows, and may do it.
+            let mine = capability::get()?;
+            process::set_files_id(users.ids.first);
+            capability::set(mine)?;
+            mount::overlay(&lower, &own.join(UPPER), &own.join(WORK))
+        })
+    }
+
+    /// What is at `sub_path` in the image of the layers `lower` (top first), read-only, attached nowhere. `sub_path` is
+    /// resolved as if the image were `/`.
+    pub fn volume(&self, lower: &[PathBuf], sub_path: &Path, users: Option<&Users>) -> io::Result<OwnedFd> {
+        let root = match (lower, users) {
+            ([], _) => return Err(io::Error::new(io::ErrorKind::NotFound, "the image has no layers")),
+            ([only], None) => mount::clone_tree(only, false)?,
+            ([only], Some(users)) => mapped(only, users)?,
+            (layers, None) => mount::overlay_read_only(layers)?,
+            (layers, Some(users)) => {
+                let (below, lower) = mapped_layers(layers, users)?;
+                self.namespace.run_in_copy(|| {
+                    mount::attach(&below, CWD, Path::new(MountNamespace::FIRST))?;
+                    mount::overlay_read_only(&lower)
+                })?
+            }
+        };
+        if sub_path.as_os_str().is_empty() || sub_path == Path::new("/") {
+            return Ok(root);
+        }
+        self.namespace.run_in_copy(|| {
+            mount::attach(&root, CWD, Path::new(MountNamespace::FIRST))?;
+            let inside = mount::open_in_root(&root, sub_path, OFlags::PATH, Mode::empty())?;
+            mount::clone_tree_at(&inside, false)
+        })
+    }
+}
+
+/// A copy of the mount at `path`, attached nowhere, its owners mapped for `users`.
+fn mapped(path: &Path, users: &Users) -> io::Result<OwnedFd> {
+    users.map(mount::clone_tree(path, false)?, path)
+}
+
+/// The directory above all of `lower` with its owners mapped, and the paths of `lower` once that is attached as
+/// [`MountNamespace::FIRST`].
+fn mapped_layers(lower: &[PathBuf], users: &Users) -> io::Result<(OwnedFd, Vec<PathBuf>)> {
+    // <dir>/<layer>/diff
+    let dir = lower.first().and_then(|layer| layer.ancestors().nth(2));
+    let dir = dir.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the image has no layers"))?;
+    let below = lower.iter().map(|layer| {
+        let name = layer.strip_prefix(dir).map_err(io::Error::other)?;
+        Ok(Path::new(MountNamespace::FIRST).join(name))
+    });
+    Ok((mapped(dir, users)?, below.collect::<io::Result<_>>()?))
+}
