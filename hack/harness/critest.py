@@ -78,6 +78,13 @@ class Suite:
         if args.parallel > 1:
             words.append(f"-parallel={args.parallel}")
         environment = dict(os.environ)
+        if shutil.which("sudo") is None:
+            # The AppArmor suite loads its profiles by sudo, which root does not need.
+            stand_in = self._directory / "bin" / "sudo"
+            stand_in.parent.mkdir(exist_ok=True)
+            stand_in.write_text('#!/bin/sh\nexec "$@"\n')
+            stand_in.chmod(0o755)
+            environment["PATH"] += f":{stand_in.parent}"
         if args.parallel > 1:
             environment["PATH"] += f":{tools.tool('ginkgo').parent}"
         with open(log, "ab") as out:

@@ -18,7 +18,8 @@ pub struct SliceError {
 pub struct Slice(String);
 
 impl Slice {
-    /// Takes a name as systemd does: letters, digits and `:-_.\`, each dash between two parts that are not empty.
+    /// Takes a name as systemd does: letters, digits and `:-_.\`, each dash between two parts that are not empty. The
+    /// path of the slice's cgroup names it, too.
     pub fn parse(name: &str) -> Result<Self, SliceError> {
         let refuse = |why| {
             Err(SliceError {
@@ -26,15 +27,17 @@ impl Slice {
                 why,
             })
         };
+        if let Some((_, last)) = name.rsplit_once('/') {
+            return match Self::parse(last) {
+                Ok(slice) if slice.cgroup() == name => Ok(slice),
+                _ => refuse("nor the path of one, which the cgroup driver systemd needs"),
+            };
+        }
         if name.len() > NAME_BYTES {
             return refuse("longer than 255 bytes");
         }
         let Some(stem) = name.strip_suffix(".slice") else {
-            return refuse(if name.contains('/') {
-                "a path, where the cgroup driver is systemd"
-            } else {
-                "it does not end in .slice"
-            });
+            return refuse("it does not end in .slice");
         };
         if stem == "-" {
             return Ok(Self(name.to_owned()));
@@ -88,6 +91,8 @@ mod tests {
         );
         assert_eq!(at("a\\x2db.slice"), "/a\\x2db.slice");
         assert_eq!(at("a.slice.slice"), "/a.slice.slice");
+        assert_eq!(at("/a.slice"), "/a.slice");
+        assert_eq!(at("/a.slice/a-b.slice"), "/a.slice/a-b.slice");
     }
 
     #[test]
@@ -98,7 +103,11 @@ mod tests {
             "a",
             "a.scope",
             "/kubepods/a",
-            "/a.slice",
+            "/b.slice/a.slice",
+            "/a-b.slice",
+            "a.slice/a-b.slice",
+            "/",
+            "/-.slice",
             "a.slice/b.slice",
             "-a.slice",
             "a-.slice",
