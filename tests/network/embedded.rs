@@ -454,7 +454,9 @@ fn a_link_goes_with_its_namespace_and_a_held_namespace_does_not_hold_it() {
         assert_eq!(machine.leases(), 2, "an address rests while its link may be there");
         drop(gone);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while machine.leases() > 0 || machine.sh("ip -br link").contains("crs") || machine.sh("nft list ruleset") != ""
+        while machine.leases() > 0
+            || machine.sh("ip -br link").contains("crs")
+            || !machine.sh("nft list ruleset").is_empty()
         {
             assert!(
                 Instant::now() < deadline,
