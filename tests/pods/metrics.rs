@@ -8,6 +8,9 @@ use crisp::cri::{self, MetricType};
 
 use crate::fixture::{Container, HOST_ADDRESS, Pod, ask, eventually, resources, wait, world};
 
+/// Values by the metric's name and its own labels.
+type Samples = BTreeMap<(String, Vec<String>), u64>;
+
 /// What a kubelet's users know from cAdvisor.
 const NAMES: &str = "
     container_blkio_device_usage_total container_cpu_cfs_periods_total container_cpu_cfs_throttled_periods_total
@@ -68,7 +71,7 @@ fn of_pod(pod: &Pod) -> cri::PodSandboxMetrics {
 }
 
 /// The samples of a container, by name and own labels.
-fn samples(pod: &Pod, container: &Container) -> BTreeMap<(String, Vec<String>), u64> {
+fn samples(pod: &Pod, container: &Container) -> Samples {
     let of_pod = of_pod(pod);
     let of_one = of_pod
         .container_metrics
@@ -82,7 +85,7 @@ fn samples(pod: &Pod, container: &Container) -> BTreeMap<(String, Vec<String>), 
     by_label.collect()
 }
 
-fn value(samples: &BTreeMap<(String, Vec<String>), u64>, name: &str, labels: &[&str]) -> u64 {
+fn value(samples: &Samples, name: &str, labels: &[&str]) -> u64 {
     let labels = labels.iter().map(|label| (*label).to_owned()).collect();
     *samples
         .get(&(name.to_owned(), labels))
@@ -179,7 +182,7 @@ fn metrics_move_with_what_they_measure() {
     c.sh(&format!(
         "sh -c '{hold} sleep 1000' >/dev/null 2>&1 & nc -l -p 4711 >/dev/null 2>&1 </dev/null &"
     ));
-    let seen = |what: &str, enough: &dyn Fn(&BTreeMap<(String, Vec<String>), u64>) -> bool| {
+    let seen = |what: &str, enough: &dyn Fn(&Samples) -> bool| {
         eventually(what, || Some(samples(&pod, &c)).filter(enough));
     };
     seen("a socket", &|now| value(now, "container_sockets", &[]) >= 1);
