@@ -61,7 +61,7 @@ impl Slice {
 
     /// The path of its cgroup from the root: empty for the root, else absolute.
     pub fn cgroup(&self) -> String {
-        let stem = self.0.trim_end_matches(".slice");
+        let stem = self.0.strip_suffix(".slice").unwrap_or(&self.0);
         if stem == "-" {
             return String::new();
         }
