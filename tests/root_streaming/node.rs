@@ -72,13 +72,12 @@ impl Node {
         run(Command::new("ip").args(["link", "set", "lo", "up"]));
         let image = registry::serve();
         let log = File::create(dir.path().join("crispd.log")).unwrap();
-        let config = dir.path().join("crisp.toml");
-        std::fs::write(&config, format!("[streaming]\n{settings}\n")).unwrap();
+        let config = crate::handlers::config(dir.path());
+        let runtimes = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, format!("{runtimes}[streaming]\n{settings}\n")).unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/crisp-streaming-{}-{number}", std::process::id());
         let daemon = Command::new(bin.join("crispd"))
-            .arg("--config")
-            .arg(crate::handlers::config(dir.path()))
             .arg("--dir")
             .arg(dir.path().join("crisp"))
             .arg("--lib-dir")
