@@ -67,6 +67,9 @@ pub const PULL_POINTS: &[&str] = &[
 /// Points on the way back from a failure; `cancelled` tests them.
 pub const UNDO_POINTS: &[&str] = &["create: cgroup unmade"];
 
+/// Points with systemd as the cgroup driver; `lane` tests them.
+pub const SYSTEMD_POINTS: &[&str] = &["run: scope made"];
+
 /// Story: a step that somebody adds, and its point, must not go without a test.
 #[test]
 fn every_fail_point_of_the_source_is_tested() {
@@ -93,6 +96,7 @@ fn every_fail_point_of_the_source_is_tested() {
         .iter()
         .chain(PULL_POINTS)
         .chain(UNDO_POINTS)
+        .chain(SYSTEMD_POINTS)
         .map(|name| (*name).to_owned())
         .collect();
     assert_eq!(found, tested);
