@@ -203,6 +203,35 @@ fn what_must_stay_in_one_room_stays_there() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// A sync makes its caller wait for the disk, and for everybody else's writes: on the way of a pod, of a command and of a
+/// line of a log there is none.
+#[test]
+fn nothing_on_the_way_of_a_pod_waits_for_the_disk() {
+    let mut files = Vec::new();
+    sources(&src(), &mut files);
+    let rooms = ["monitor", "oci", "container", "sandbox", "store", "stats", "streaming"];
+    let mut seen = 0;
+    for file in files.iter().filter(|file| rooms.contains(&room_of(file).as_str())) {
+        let text = fs::read_to_string(file).expect("readable");
+        for call in [
+            "fsync(",
+            "fdatasync(",
+            "syncfs(",
+            "sync_all(",
+            "sync_data(",
+            "O_SYNC",
+            "OFlags::SYNC",
+            "OFlags::DSYNC",
+        ] {
+            let calls = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let found = calls.filter(|line| line.contains(call)).collect::<Vec<_>>();
+            assert!(found.is_empty(), "{}: {found:?}", file.display());
+        }
+        seen += 1;
+    }
+    assert!(seen > 50, "the rooms have moved");
+}
+
 #[test]
 fn the_table_sees_an_arrow_that_goes_up() {
     let text = "use crate::{model, sandbox::Sandboxes};\n// crate::api is only spoken of\nlet x = crate::store::now();";

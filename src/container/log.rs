@@ -74,6 +74,25 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_for_root_and_its_group_and_its_directory_is_made() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c/0.log");
+        open(&path).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path) & !0o640, 0, "{:o}", mode(&path));
+        assert_eq!(
+            mode(path.parent().unwrap()) & 0o022,
+            0,
+            "others may not change what is in it"
+        );
+        // What is there is written on, not made anew.
+        std::fs::write(&path, "before\n").unwrap();
+        open(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before\n");
+    }
+
+    #[test]
     fn a_symlink_in_the_logs_place_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (target, link) = (dir.path().join("target"), dir.path().join("0.log"));

@@ -3,11 +3,12 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use crisp::cri;
 use serde_json::json;
 use tonic::Code;
 
 use crate::daemon::Machine;
-use crate::pods::{COUNTER, container, pod, start};
+use crate::pods::{COUNTER, container, granted, namespaces, pod, start};
 
 /// Debian's bridge behind a plugin that fails when it is told to.
 struct Plugins {
@@ -184,4 +185,54 @@ fn an_add_whose_undoing_fails_is_undone_later() {
             machine.nothing_is_left_since(&before);
         }
     });
+}
+
+/// Nobody has configured the network: nodes start like that, and what configures it is a pod on the node's network.
+#[test]
+fn without_a_network_the_node_is_not_ready_and_pods_on_its_own_network_run() {
+    Machine::test("cni-none", async |machine| {
+        let confs = machine.dir().join("none.d");
+        std::fs::create_dir(&confs).expect("a directory");
+        machine.arguments = ["--network", "cni", "--cni-conf-dir"].map(str::to_owned).to_vec();
+        machine.arguments.push(confs.display().to_string());
+        let _registry = start(machine).await;
+        let mut client = machine.client();
+        let status = granted(client.runtime.status(cri::StatusRequest { verbose: false })).await;
+        let conditions = status.status.expect("a status").conditions;
+        let ready: Vec<_> = conditions.iter().map(|c| (c.r#type.as_str(), c.status)).collect();
+        assert_eq!(ready, [("RuntimeReady", true), ("NetworkReady", false)]);
+        assert!(
+            !conditions[1].reason.is_empty() && conditions[1].message.contains("none.d"),
+            "{:?}",
+            conditions[1]
+        );
+        let refusal = client
+            .run_pod(&pod(machine, "lonely"))
+            .await
+            .expect_err("no network, no pod");
+        assert!(refusal.message().contains("none.d"), "{refusal:?}");
+        assert_eq!(client.pods().await, Vec::<String>::new());
+
+        let mut config = pod(machine, "node");
+        config.port_mappings.clear();
+        let linux = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        let mut options = namespaces(cri::NamespaceMode::Container);
+        options.network = cri::NamespaceMode::Node.into();
+        linux.expect("a security context").namespace_options = Some(options);
+        let id = client.run_pod(&config).await.expect("RunPodSandbox");
+        let mut of_node = container(machine, "c", COUNTER);
+        let linux = of_node.linux.get_or_insert_default();
+        linux.security_context.get_or_insert_default().namespace_options = Some(options_of(&config));
+        let container_id = client.launch(&id, &of_node).await;
+        let netns = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/net")).expect("it lives");
+        assert_eq!(netns(client.container_pid(&container_id).await), netns(machine.pid()));
+        client.end_pod(&id).await;
+    });
+}
+
+fn options_of(config: &cri::PodSandboxConfig) -> cri::NamespaceOption {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security
+        .and_then(|security| security.namespace_options.clone())
+        .expect("they were set")
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::fixture::{Container, Pod, sandbox_linux, world};
+use crate::fixture::{Container, Pod, resources, sandbox_linux, world};
 
 /// The roots of all hierarchies that the daemon uses.
 fn hierarchies() -> Vec<PathBuf> {
@@ -124,4 +124,26 @@ fn below_the_daemons_own_parent_by_default() {
     let id = pod.id.clone();
     drop(pod);
     assert_eq!(left(&id), Vec::<PathBuf>::new());
+}
+
+/// On cgroup2 by a namespace (cgroup_namespaces(7)), on v1 because its own is all that is mounted.
+#[test]
+fn a_container_sees_its_own_cgroup_and_cannot_write_it() {
+    let pod = world().pod("cgroup-seen");
+    let c = pod.idle("c", |config| resources(config).memory_limit_in_bytes = 64 << 20);
+    let v2 = hierarchies() == [PathBuf::from("/sys/fs/cgroup")];
+    let (dir, limit) = match v2 {
+        true => ("/sys/fs/cgroup", "memory.max"),
+        false => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+    };
+    if v2 {
+        assert_eq!(c.sh("cat /proc/1/cgroup"), "0::/");
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/cgroup")).unwrap();
+        assert_ne!(namespace(&c.pid().to_string()), namespace("self"));
+    }
+    assert_eq!(c.sh(&format!("cat {dir}/{limit}")), "67108864");
+    let tried = format!(
+        "(mkdir {dir}/x || echo max > {dir}/{limit} || echo 0 > {dir}/cgroup.procs) 2>/dev/null || echo refused"
+    );
+    assert_eq!(c.sh(&tried), "refused");
 }

@@ -58,6 +58,27 @@ fn the_stop_signal_is_the_requests_else_the_images_else_term() {
 }
 
 #[test]
+fn a_grace_of_any_length_is_taken() {
+    let pod = world().pod("any-grace");
+    for (name, grace, code) in [
+        ("for-ever", i64::MAX, 7),
+        ("millennia", 100_000_000_000, 7),
+        ("none", 0, 137),
+        ("negative", -1, 137),
+        ("most-negative", i64::MIN, 137),
+    ] {
+        let c = listening(&pod, name, |_| {});
+        let began = Instant::now();
+        c.stop(grace).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(30), "{name}");
+        let status = c.status();
+        assert_eq!(status.state(), ContainerState::ContainerExited, "{name}");
+        // Without grace there is no time to end by oneself.
+        assert_eq!(status.exit_code, code, "{name}: {:?}", c.log());
+    }
+}
+
+#[test]
 fn grace_then_kill() {
     let pod = world().pod("grace");
     let c = deaf(&pod, "c");

@@ -31,6 +31,36 @@ fn with(mounts: Vec<cri::Mount>) -> impl FnOnce(&mut cri::ContainerConfig) {
     |config| config.mounts = mounts
 }
 
+/// A kubelet gives each container a dozen mounts and more; projected volumes and subPaths make hundreds.
+#[test]
+fn three_hundred_small_binds() {
+    let pod = world().pod("many-binds");
+    let dir = world().directory("many-binds");
+    let binds = (0..300).map(|n| {
+        let file = dir.join(format!("{n}"));
+        write(&file, &format!("{n}\n"));
+        match n % 2 {
+            0 => bind(&file, &format!("/etc/many/{n}")),
+            _ => read_only(&file, &format!("/many/deep/{n}/file")),
+        }
+    });
+    let binds: Vec<_> = binds.collect();
+    let hosts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let c = pod.idle("c", with(binds));
+    let said =
+        c.sh("cat /etc/many/* /many/deep/*/file | sort -n | sed -n '1p;$p'; cat /etc/many/* /many/deep/*/file | wc -l");
+    assert_eq!(said, "0\n299\n300");
+    assert_eq!(
+        c.sh("echo x 2>/dev/null > /many/deep/1/file || echo refused"),
+        "refused"
+    );
+    let own = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(
+        own.lines().count() < hosts.lines().count() + 100,
+        "they are on the node's table"
+    );
+}
+
 /// A mount of the host's, in the namespace that the daemon lives in, too; gone with its value.
 pub struct HostMount(pub PathBuf);
 
