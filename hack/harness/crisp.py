@@ -12,6 +12,8 @@ class Crisp(Runtime):
     cgroups_left = ("/crisp",)
     # The names of its external runtimes.
     handlers = ()
+    # How long bridge and table outlive the last pod; here not at all, so that what is left can be looked at once the pods are gone.
+    network_idle_seconds = 0
 
     def __init__(self, *where, cgroup_driver="cgroupfs", **how):
         self.cgroup_driver = cgroup_driver
@@ -20,10 +22,10 @@ class Crisp(Runtime):
     def prepare(self):
         self.socket = self.directory / "run" / "crisp.sock"
         self._options = ["--dir", self.directory, "--lib-dir", paths.BIN, "--cgroup-driver", self.cgroup_driver]
-        if self.handlers:
-            config = self.directory / "crisp.toml"
-            config.write_text("".join(f"[runtimes.{name}]\npath = '{HANDLERS[name]}'\n" for name in self.handlers))
-            self._options += ["--config", config]
+        config = self.directory / "crisp.toml"
+        config.write_text(f"[network]\nidle_seconds = {self.network_idle_seconds}\n"
+                          + "".join(f"[runtimes.{name}]\npath = '{HANDLERS[name]}'\n" for name in self.handlers))
+        self._options += ["--config", config]
         if self.mirrors:
             self._options += ["--registry-config-dir", self.mirrors]
         if self.network == "cni":

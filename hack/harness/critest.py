@@ -99,7 +99,7 @@ def select(names, args):
     """Gives (names to run, {name left out: reason})."""
     if args.focus:
         return [name for name in names if args.focus in name], {}
-    skips = specs.Skips()
+    skips = specs.Skips(args.handler)
     if skips.unused(names):
         raise ValueError(f"hack/critest.skips: nothing is called {', '.join(skips.unused(names))}")
     starts = [specs.SUITES[suite] for suite in args.suite or specs.SUITES]

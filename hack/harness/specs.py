@@ -47,10 +47,15 @@ def read_report(path):
 
 
 class Skips:
-    """hack/critest.skips: one line each, the start of specs' names, a bar, the reason."""
+    """hack/critest.skips: one line each, the start of specs' names, a bar, the reason. With a handler also those of
+    hack/critest.skips.handlers."""
 
-    def __init__(self, path=paths.HACK / "critest.skips"):
+    def __init__(self, handler=None):
         self.reasons = {}
+        for path in [paths.HACK / "critest.skips", *([paths.HACK / "critest.skips.handlers"] if handler else [])]:
+            self._read(path)
+
+    def _read(self, path):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if line.strip() and not line.startswith("#"):
                 start, bar, reason = line.partition(" | ")

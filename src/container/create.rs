@@ -269,6 +269,10 @@ impl Containers {
                 monitor.forget(&id).await.map_err(|error| chain(&error))
             }
         });
+        if record.runtime.is_some() {
+            // The cgroup is the runtime's, too, while it creates: crun 1.8 lifts the limit of memory and swap.
+            self.limit_again(&record, built.resources.clone()).await?;
+        }
         fault::point("create: process made").await?;
         let process = Process {
             pid: process.pid,
@@ -416,6 +420,26 @@ impl Containers {
             Ok((cgroup.join_fds().map_err(failed("open"))?, cgroup.oom_events_fd().ok()))
         })
         .await
+    }
+
+    /// Sets the limits of a cgroup that somebody else may have changed; device rules are the runtime's.
+    async fn limit_again(
+        &self,
+        record: &ContainerRecord,
+        resources: crate::sys::cgroup::Resources,
+    ) -> Result<(), ContainerError> {
+        let (cgroups, path) = (self.parts.cgroups.clone(), record.cgroup.clone());
+        let resources = crate::sys::cgroup::Resources {
+            devices: Vec::new(),
+            ..resources
+        };
+        let at = path.clone();
+        let applied = blocking(move || Cgroup::open(&cgroups, &at)?.apply(&resources)).await;
+        applied.map(drop).map_err(|source| ContainerError::Cgroup {
+            op: "set limits",
+            path,
+            source,
+        })
     }
 
     /// The pid namespace of the container that this one is to look into (`pid: TARGET`).

@@ -73,6 +73,8 @@ impl Containers {
     /// Gives back the name and tells that the container is gone. Only the first of two concurrent removals tells.
     fn release(&self, container: &Container) {
         let record = &container.record;
+        // Whoever saw it end may not have come to tell: what has gone has ended before.
+        self.tell_end(container);
         if self
             .index
             .write()

@@ -95,8 +95,8 @@ fn containers_that_cannot_be() {
             c.metadata.as_mut().unwrap().name.clear()
         }),
         ("image", Code::InvalidArgument, |c| c.image = None),
-        ("127.0.0.1:5000/not/here:1", Code::NotFound, |c| {
-            c.image = Some(image("127.0.0.1:5000/not/here:1"))
+        ("127.0.0.1:5005/not/here:1", Code::NotFound, |c| {
+            c.image = Some(image("127.0.0.1:5005/not/here:1"))
         }),
         ("argument", Code::InvalidArgument, |c| c.args = vec!["nul\0".into()]),
         ("an argument", Code::InvalidArgument, |c| {

@@ -31,7 +31,7 @@ fn an_image_is_found_by_every_name_it_has() {
         (id.as_str(), [tag.clone()].as_slice())
     );
     let digest = found.repo_digests.first().expect("a digest").clone();
-    assert!(digest.starts_with("127.0.0.1:5000/forms@sha256:"), "{digest}");
+    assert!(digest.starts_with("127.0.0.1:5005/forms@sha256:"), "{digest}");
     assert_eq!((found.uid, found.username.as_str()), (crate::fixture::int(1000), ""));
     assert!(found.size > 1 << 20, "{}", found.size);
     let bare = id.strip_prefix("sha256:").unwrap();
@@ -49,8 +49,8 @@ fn an_image_is_found_by_every_name_it_has() {
         );
     }
     for name in [
-        "127.0.0.1:5000/forms:absent",
-        "127.0.0.1:5000/forms",
+        "127.0.0.1:5005/forms:absent",
+        "127.0.0.1:5005/forms",
         &"0".repeat(64),
         "forms:1",
     ] {
@@ -75,7 +75,7 @@ fn an_image_is_found_by_every_name_it_has() {
 
 #[test]
 fn every_tag_goes_with_the_image_and_removing_can_be_repeated() {
-    let (one, two) = ("127.0.0.1:5000/tags:1", "127.0.0.1:5000/tags:2");
+    let (one, two) = ("127.0.0.1:5005/tags:1", "127.0.0.1:5005/tags:2");
     let id = world().pull(one).unwrap();
     assert_eq!(world().pull(two).unwrap(), id);
     let mut tags = status(world(), one).unwrap().repo_tags;
@@ -86,7 +86,7 @@ fn every_tag_goes_with_the_image_and_removing_can_be_repeated() {
         assert_eq!(status(world(), name), None, "{name}");
         remove(world(), name);
     }
-    remove(world(), "127.0.0.1:5000/never:1");
+    remove(world(), "127.0.0.1:5005/never:1");
     assert_eq!(world().pull(one).unwrap(), id);
     remove(world(), &id);
     assert_eq!(status(world(), one), None);
@@ -149,9 +149,9 @@ fn what_images_take_up_moves_with_them() {
 #[test]
 fn a_pull_that_cannot_be_says_why() {
     for (reference, code) in [
-        ("127.0.0.1:5000/toolbox:absent", Code::NotFound),
-        ("127.0.0.1:5000/no/such/repository:1", Code::NotFound),
-        ("127.0.0.1:5000/UPPER:1", Code::InvalidArgument),
+        ("127.0.0.1:5005/toolbox:absent", Code::NotFound),
+        ("127.0.0.1:5005/no/such/repository:1", Code::NotFound),
+        ("127.0.0.1:5005/UPPER:1", Code::InvalidArgument),
         ("127.0.0.1:1/nobody/listens:1", Code::Unavailable),
     ] {
         let refused = world().pull(reference).unwrap_err();

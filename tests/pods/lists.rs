@@ -313,7 +313,7 @@ fn images_by_reference_and_all() {
     for (filter, expected) in [
         (Some(spec(&reference("filtered"))), Some(true)),
         (Some(spec(&id)), Some(true)),
-        (Some(spec("127.0.0.1:5000/filtered:absent")), Some(false)),
+        (Some(spec("127.0.0.1:5005/filtered:absent")), Some(false)),
         (None, None),
     ] {
         let listed = ask(world()

@@ -393,7 +393,7 @@ fn mounts_that_cannot_be_are_refused_by_name() {
     let status = refused(
         &pod,
         cri::Mount {
-            image: Some(image("127.0.0.1:5000/not/pulled:1")),
+            image: Some(image("127.0.0.1:5005/not/pulled:1")),
             ..read_only(Path::new(""), "/m")
         },
     );

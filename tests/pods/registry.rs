@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Where the registry is in every world.
-pub const ADDRESS: &str = "127.0.0.1:5000";
+pub const ADDRESS: &str = "127.0.0.1:5005";
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
