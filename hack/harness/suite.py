@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from harness import endpoint, owner, paths
+from harness import owner, paths
 from harness.crisp import HANDLERS
 from harness.undo import Interrupted, Undo
 
@@ -179,13 +179,7 @@ def _telling(text):
 def main():
     parser = argparse.ArgumentParser(prog="hack/test", description=__doc__)
     parser.add_argument("--only", action="append", choices=STAGES, metavar="STAGE", help="only this stage: " + ", ".join(STAGES))
-    parser.add_argument("--endpoint", choices=endpoint.RUNTIMES, help="instead, the tests of pods against this runtime; see hack/endpoint.skips")
-    parser.add_argument("tests", nargs="*", help="with --endpoint: only tests whose names have one of these words in them")
     args = parser.parse_args()
-    if args.tests and not args.endpoint:
-        parser.error("tests are chosen with --endpoint only")
-    if args.endpoint:
-        return endpoint.run(args.endpoint, args.tests)
     LOGS.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     chosen = args.only or list(STAGES)

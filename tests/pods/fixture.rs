@@ -86,7 +86,7 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 pub struct World {
     pub dir: PathBuf,
     pub socket: PathBuf,
-    holder: Mutex<Option<Child>>,
+    holder: Mutex<Child>,
     netns: File,
     daemon: Mutex<Option<Child>>,
     channel: Mutex<Channel>,
@@ -106,44 +106,10 @@ pub fn world() -> &'static World {
     WORLD.get_or_init(|| World::new("shared"))
 }
 
-/// Another runtime to test than crispd, if the environment names one: its socket, and its network namespace.
-fn foreign() -> Option<(PathBuf, PathBuf)> {
-    let path = |variable| std::env::var_os(variable).map(PathBuf::from);
-    path("CRISP_TEST_ENDPOINT").map(|socket| (socket, path("CRISP_TEST_NETNS").expect("CRISP_TEST_NETNS goes with it")))
-}
-
 impl World {
     pub fn new(name: &str) -> Self {
         let dir = PathBuf::from(format!("/tmp/crisp-pods-{}-{name}", std::process::id()));
         fs::create_dir(&dir).expect("a directory of our own");
-        let world = match foreign() {
-            None => Self::of_crisp(dir),
-            Some((socket, netns)) => {
-                assert_eq!(name, "shared", "this test needs a crispd of its own");
-                Self::of(dir, &socket, &netns)
-            }
-        };
-        for image in [TOOLBOX, "talkative", "silent"] {
-            world.pull(&registry::reference(image)).expect("the registry has it");
-        }
-        world
-    }
-
-    /// Of a runtime that runs.
-    fn of(dir: PathBuf, socket: &Path, netns: &Path) -> Self {
-        let netns = File::open(netns).expect("a network namespace");
-        registry::serve(netns::run_in(&netns, || TcpListener::bind(registry::ADDRESS)).expect("a free port"));
-        Self {
-            dir,
-            socket: socket.to_owned(),
-            holder: Mutex::default(),
-            netns,
-            daemon: Mutex::default(),
-            channel: Mutex::new(connect(socket)),
-        }
-    }
-
-    fn of_crisp(dir: PathBuf) -> Self {
         // It says when it is inside, and ends when this program does, by the pipe to it.
         let mut holder = Command::new("unshare")
             .args(["--net", "sh", "-ec", &format!("{NETWORK}\necho inside; exec cat")])
@@ -160,14 +126,18 @@ impl World {
         registry::serve(netns::run_in(&netns, || TcpListener::bind(registry::ADDRESS)).expect("a free port"));
         let socket = dir.join("d/run/crisp.sock");
         let (daemon, channel) = Self::start(&dir, &socket, &netns, None);
-        Self {
+        let world = Self {
             dir,
             socket,
-            holder: Mutex::new(Some(holder)),
+            holder: Mutex::new(holder),
             netns,
             daemon: Mutex::new(Some(daemon)),
             channel: Mutex::new(channel),
+        };
+        for image in [TOOLBOX, "talkative", "silent"] {
+            world.pull(&registry::reference(image)).expect("the registry has it");
         }
+        world
     }
 
     fn start(dir: &Path, socket: &Path, netns: &File, fault: Option<&str>) -> (Child, Channel) {
@@ -213,7 +183,6 @@ impl World {
 
     fn terminate(&self) {
         let Some(mut daemon) = lock(&self.daemon).take() else {
-            assert!(foreign().is_none(), "this test ends crispd");
             return;
         };
         nix::sys::signal::kill(
@@ -250,10 +219,8 @@ impl World {
             );
             let _ = daemon.wait();
         }
-        if let Some(mut holder) = lock(&self.holder).take() {
-            let _ = holder.kill();
-            let _ = holder.wait();
-        }
+        let _ = lock(&self.holder).kill();
+        let _ = lock(&self.holder).wait();
         if std::env::var_os("CRISP_TEST_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.dir);
         }

@@ -5,13 +5,22 @@ use std::path::{Path, PathBuf};
 /// The environment variable that names the handler of all pods that do not ask for one.
 const VARIABLE: &str = "CRISP_TEST_HANDLER";
 
-/// Settings that have the external runtimes, and CDI directories below `dir`; written to a file there. Without pods there
-/// is no bridge either: what was there before them can be compared with what is left.
+/// The distribution's runtimes, by the names of their handlers, each with a setting of its own.
+const RUNTIMES: [(&str, &str, &str); 2] = [
+    ("runc", "/usr/sbin/runc", "annotations = ['example.org/*', 'exactly']\n"),
+    ("crun", "/usr/bin/crun", ""),
+];
+
+/// Settings that have the external runtimes that are installed, and CDI directories below `dir`; written to a file there.
+/// Without pods there is no bridge either: what was there before them can be compared with what is left.
 pub fn config(dir: &Path) -> PathBuf {
     let cdi = ["etc", "run"].map(|name| dir.join("cdi").join(name));
-    const SETTINGS: &str = "[network]\nidle_seconds = 0\n[runtimes.runc]\npath = '/usr/sbin/runc'\nannotations = ['example.org/*', 'exactly']\n[runtimes.crun]\npath = '/usr/bin/crun'\n";
+    let mut settings = format!("[network]\nidle_seconds = 0\n[container]\ncdi_dirs = {cdi:?}\n");
+    for (name, program, more) in RUNTIMES.iter().filter(|(_, program, _)| Path::new(program).exists()) {
+        settings += &format!("[runtimes.{name}]\npath = '{program}'\n{more}");
+    }
     let path = dir.join("crisp.toml");
-    std::fs::write(&path, format!("{SETTINGS}[container]\ncdi_dirs = {cdi:?}\n")).expect("room on the disk");
+    std::fs::write(&path, settings).expect("room on the disk");
     path
 }
 
