@@ -23,6 +23,8 @@ pub struct Birth {
     pub maker: i32,
     pub process: Option<Process>,
     pub terminal: Option<OwnedFd>,
+    /// Whether it is made only when it has said so itself.
+    is_awaited: bool,
     refusal: Option<(Refusal, String)>,
     causes: Vec<String>,
 }
@@ -45,9 +47,17 @@ impl Birth {
             maker,
             process: None,
             terminal: None,
+            is_awaited: false,
             refusal: None,
             causes: Vec::new(),
         }
+    }
+
+    /// One that is made when its process has let go of all that its program is not to have: it may wait for long, where
+    /// others can look at it.
+    pub fn until_it_rests(mut self) -> Self {
+        self.is_awaited = true;
+        self
     }
 
     /// Listens on the line.
@@ -61,7 +71,15 @@ impl Birth {
                         start_time: pidfd::start_time(pid).unwrap_or(0),
                     });
                     self.terminal = terminal;
-                    return Progress::Made;
+                    if !self.is_awaited {
+                        return Progress::Made;
+                    }
+                }
+                Ok(Some(Said::Resting)) => {
+                    // Two processes say the two things: either may come first.
+                    if std::mem::take(&mut self.is_awaited) && self.process.is_some() {
+                        return Progress::Made;
+                    }
                 }
                 Ok(Some(Said::Refused { kind, why })) => self.refusal = Some((kind, why)),
                 Ok(Some(Said::Diagnosis(text))) => {
@@ -71,7 +89,7 @@ impl Birth {
                 }
                 Ok(Some(Said::Closed)) => {
                     return match (self.refusal.take(), self.process) {
-                        (None, Some(_)) => Progress::Executing,
+                        (None, Some(_)) if !self.is_awaited => Progress::Executing,
                         (refusal, _) => Progress::Failed(self.failure(refusal)),
                     };
                 }
@@ -258,4 +276,59 @@ pub fn give_pipes(stdio: &oci::Stdio, uid: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn birth(line: OwnedFd, is_awaited: bool) -> Birth {
+        Birth {
+            line,
+            reply: None,
+            maker: 0,
+            process: None,
+            terminal: None,
+            is_awaited,
+            refusal: None,
+            causes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_awaited_is_made_when_both_words_have_come() {
+        for process_first in [true, false] {
+            let (ours, theirs) = process::message_pair().unwrap();
+            let mut birth = birth(ours, true);
+            let say = |process: bool| match process {
+                true => line::say_process(&theirs, 1, None),
+                false => line::say_resting(&theirs),
+            };
+            say(process_first);
+            assert!(matches!(birth.hear(), Progress::Nothing));
+            say(!process_first);
+            assert!(matches!(birth.hear(), Progress::Made));
+            drop(theirs);
+            assert!(matches!(birth.hear(), Progress::Executing));
+        }
+    }
+
+    #[test]
+    fn a_process_that_dies_before_it_rests_is_a_failure() {
+        let (ours, theirs) = process::message_pair().unwrap();
+        let mut birth = birth(ours, true);
+        line::say_process(&theirs, 1, None);
+        drop(theirs);
+        assert!(matches!(birth.hear(), Progress::Failed(_)));
+    }
+
+    #[test]
+    fn a_process_that_is_not_awaited_is_made_at_its_own_word() {
+        let (ours, theirs) = process::message_pair().unwrap();
+        let mut birth = birth(ours, false);
+        line::say_process(&theirs, 1, None);
+        assert!(matches!(birth.hear(), Progress::Made));
+        line::say_resting(&theirs);
+        assert!(matches!(birth.hear(), Progress::Nothing));
+    }
 }

@@ -125,10 +125,11 @@ impl Monitor {
         let output = Output::new(key, log, pipes.stdout, pipes.stderr);
         output.listen(&self.wire.epoll()).map_err(failed)?;
         self.wire.listen_to_birth(&ours, key).map_err(failed)?;
+        let birth = Birth::new(ours, maker, reply);
         self.containers.push(Container {
             key,
             id,
-            state: State::Making(Birth::new(ours, maker, reply)),
+            state: State::Making(if external { birth } else { birth.until_it_rests() }),
             external,
             process: None,
             pidfd: None,

@@ -52,6 +52,7 @@ pub fn run(policy: &Policy, line: &OwnedFd, late_mounts: Vec<LateMount>) -> ! {
     let mounted = late::attach(late_mounts).map_err(failing("mount"));
     // While it waits, others in a shared pid namespace can look at it: it holds nothing that is not the program's.
     let closed = fd::close_all_but(&[line.as_raw_fd()]).map_err(failing("close descriptors"));
+    line::say_resting(line);
     if !line::wait_for_start(line) {
         process::exit_now(128);
     }

@@ -18,6 +18,8 @@ pub enum Refusal {
 pub enum Said {
     /// The process, and its terminal's master. It waits for [`start`].
     Process { pid: i32, terminal: Option<OwnedFd> },
+    /// The process has let go of all that its program is not to have.
+    Resting,
     /// It has come to nothing.
     Refused { kind: Refusal, why: String },
     /// A cause that the refusal, if there is one, does not mention.
@@ -27,6 +29,7 @@ pub enum Said {
 }
 
 const PROCESS: u8 = b'P';
+const RESTING: u8 = b'W';
 const REFUSED: u8 = b'R';
 const DIAGNOSIS: u8 = b'D';
 const START: u8 = b'S';
@@ -45,6 +48,11 @@ fn say(line: &OwnedFd, what: u8, text: &[u8], fd: Option<&OwnedFd>) {
 /// Child: tells the process.
 pub fn say_process(line: &OwnedFd, pid: i32, terminal: Option<&OwnedFd>) {
     say(line, PROCESS, &pid.to_le_bytes(), terminal);
+}
+
+/// Child: tells that it is ready for the word, see [`Said::Resting`].
+pub fn say_resting(line: &OwnedFd) {
+    say(line, RESTING, &[], None);
 }
 
 /// Child: tells that it has come to nothing.
@@ -91,6 +99,7 @@ pub fn hear(line: &OwnedFd) -> io::Result<Option<Said>> {
                 terminal: fds.pop(),
             }
         }
+        (RESTING, 1) => Said::Resting,
         (REFUSED, 2..) => {
             let kind = match message[1] {
                 5 => Refusal::ProgramNotFound,
