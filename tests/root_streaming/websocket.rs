@@ -148,21 +148,19 @@ fn pings_are_answered_and_so_is_a_close() {
     let url = node.exec_url(&container, &["cat"], |request| request.stdin = true);
     node.wait(async {
         let mut client = WebSocket::open(&url, "v5.channel.k8s.io").await;
+        // That it is served: all that `cat` ever says, and the last that comes unasked.
+        assert_eq!(client.next().await, Ok((STDOUT, Vec::new())));
         client
             .socket
             .send(Message::Ping(b"are you there".as_slice().into()))
             .await
             .unwrap();
-        let pong = async {
-            loop {
-                match client.socket.next().await {
-                    Some(Ok(Message::Pong(bytes))) => return bytes,
-                    Some(Ok(Message::Binary(_))) => {}
-                    other => panic!("{other:?}"),
-                }
-            }
+        let pong = tokio::time::timeout(PATIENCE, client.socket.next())
+            .await
+            .expect("in time");
+        let Some(Ok(Message::Pong(pong))) = pong else {
+            panic!("{pong:?}")
         };
-        let pong = tokio::time::timeout(PATIENCE, pong).await.expect("in time");
         assert_eq!(&pong[..], b"are you there");
         let bye = CloseFrame {
             code: CloseCode::Away,
