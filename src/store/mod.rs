@@ -1,13 +1,14 @@
 //! The records of pods and containers on disk: what was asked for (immutable) apart from what became of it (mutable).
 //!
-//! One directory per pod below `<root>/pods`, one per container below its pod's; each record is a versioned JSON file
-//! published by rename. Nothing here is synced to the disk: pods do not outlive a reboot, so a record must survive the
+//! One directory per pod below `<root>/pods`, one per container below its pod's; in each a file of versioned JSON lines, the
+//! record and its statuses (`journal.rs`). Nothing here is synced to the disk: pods do not outlive a reboot, so a record must survive the
 //! death of the daemon, which the page cache does, and not a power cut. A record that a power cut tore belongs to a
 //! pod that is gone; it is swept at the next start.
 
+mod journal;
 mod record;
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -49,6 +50,9 @@ pub struct StoredContainer {
     pub status: ContainerStatus,
 }
 
+/// The record and its statuses, in the directory of a pod or container.
+const RECORD: &str = "record.jsonl";
+
 /// A container's writable layer, below its directory.
 pub const UPPER: &str = "upper";
 /// The working directory that overlayfs needs beside it.
@@ -86,22 +90,23 @@ impl Store {
 
     /// Where a container's record and writable layer are.
     pub fn container_dir(&self, pod: &SandboxId, id: &ContainerId) -> PathBuf {
-        self.pod_dir(pod).join("containers").join(id)
+        self.pod_dir(pod).join(id)
     }
 
     /// Makes a pod's directories and records what is asked for.
     pub fn create_pod(&self, record: &PodRecord) -> Result<(), StoreError> {
-        make_private(&self.pod_dir(&record.id).join("containers"))?;
+        let dir = self.pod_dir(&record.id);
+        make_private(&dir)?;
         make_private(&self.pod_run_dir(&record.id).join("exits"))?;
         if !record.runtime_handler.is_empty() {
             make_private(&self.runtime_state_dir(&record.id))?;
         }
-        write(&self.pod_dir(&record.id), "record.json", record)
+        begin(&dir, record)
     }
 
     /// Records what became of a pod.
     pub fn write_pod_status(&self, id: &SandboxId, status: &PodStatus) -> Result<(), StoreError> {
-        write(&self.pod_dir(id), "status.json", status)
+        add(&self.pod_dir(id), status)
     }
 
     /// Makes a container's directories, and returns the one that holds them all. As long as no record is in it, it is
@@ -117,11 +122,7 @@ impl Store {
 
     /// Records what is asked for.
     pub fn write_container(&self, record: &ContainerRecord) -> Result<(), StoreError> {
-        write(
-            &self.container_dir(&record.sandbox_id, &record.id),
-            "record.json",
-            record,
-        )
+        begin(&self.container_dir(&record.sandbox_id, &record.id), record)
     }
 
     /// Records what became of a container.
@@ -131,7 +132,7 @@ impl Store {
         id: &ContainerId,
         status: &ContainerStatus,
     ) -> Result<(), StoreError> {
-        write(&self.container_dir(pod, id), "status.json", status)
+        add(&self.container_dir(pod, id), status)
     }
 
     /// The exit record that the pod's monitor wrote, if the container has exited since the last reboot.
@@ -186,17 +187,14 @@ impl Store {
 
     fn load_pod(&self, id: &SandboxId) -> Result<StoredPod, StoreError> {
         let dir = self.pod_dir(id);
-        let record: PodRecord = read(&dir.join("record.json"))?;
-        let status = read_optional(&dir.join("status.json"))?.unwrap_or_default();
+        let (record, status) =
+            read(&dir)?.ok_or_else(|| failed("find", &dir.join(RECORD))(io::ErrorKind::NotFound.into()))?;
         let mut containers = Vec::new();
-        for container in ids(&dir.join("containers"))? {
-            let dir = dir.join("containers").join(&container);
+        for container in ids(&dir)? {
+            let dir = dir.join(&container);
             // A directory without a record is a creation that was cut short before anything else was made.
-            match read_optional(&dir.join("record.json"))? {
-                Some(record) => {
-                    let status = read_optional(&dir.join("status.json"))?.unwrap_or_default();
-                    containers.push(StoredContainer { record, status });
-                }
+            match read(&dir)? {
+                Some((record, status)) => containers.push(StoredContainer { record, status }),
                 None => remove_tree(&dir)?,
             }
         }
@@ -243,26 +241,18 @@ fn remove_tree(dir: &Path) -> Result<(), StoreError> {
     ignore_absent(std::fs::remove_dir_all(dir)).map_err(failed("remove", dir))
 }
 
-fn write<T: Serialize>(dir: &Path, name: &str, record: &T) -> Result<(), StoreError> {
-    let path = dir.join(name);
-    let text = serde_json::to_vec(&Versioned::new(record)).map_err(|e| failed("encode", &path)(e.into()))?;
-    let unfinished = dir.join(format!(".{name}.new"));
-    let publish = || -> io::Result<()> {
-        std::fs::File::create(&unfinished)?.write_all(&text)?;
-        std::fs::rename(&unfinished, &path)
-    };
-    publish().map_err(failed("write", &path))
+fn begin<R: Serialize>(dir: &Path, record: &R) -> Result<(), StoreError> {
+    let path = dir.join(RECORD);
+    journal::begin(&path, record).map_err(failed("write", &path))
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
-    let text = std::fs::read(path).map_err(failed("read", path))?;
-    let versioned: Versioned<T> = serde_json::from_slice(&text).map_err(|e| failed("parse", path)(e.into()))?;
-    versioned.into_current().map_err(|e| failed("parse", path)(e))
+fn add<S: Serialize>(dir: &Path, status: &S) -> Result<(), StoreError> {
+    let path = dir.join(RECORD);
+    journal::add(&path, status).map_err(failed("write", &path))
 }
 
-fn read_optional<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    match read(path) {
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(Some),
-    }
+fn read<R: DeserializeOwned, S: DeserializeOwned + Default>(dir: &Path) -> Result<Option<(R, S)>, StoreError> {
+    let path = dir.join(RECORD);
+    let found = journal::read(&path).map_err(failed("read", &path))?;
+    Ok(found.map(|(record, status)| (record, status.unwrap_or_default())))
 }

@@ -131,12 +131,7 @@ fn a_log_reopened_under_full_load_loses_and_doubles_no_line() {
         }
         let files = rotated.iter().map(|(old, _)| old).chain([&log]);
         let lines: Vec<String> = files.flat_map(|file| log_lines(file)).collect();
-        let container_dir = machine
-            .state_dir()
-            .join("lib/pods")
-            .join(&pod_id)
-            .join("containers")
-            .join(&id);
+        let container_dir = machine.state_dir().join("lib/pods").join(&pod_id).join(&id);
         let total = std::fs::read_to_string(container_dir.join("upper/tmp/total")).expect("it came to its end");
         assert_eq!(counted(&lines).to_string(), total.trim_end());
         client.end_pod(&pod_id).await;
