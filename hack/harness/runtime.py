@@ -27,6 +27,7 @@ class Runtime:
         # Last of all: whatever the daemon failed to undo.
         undo.push(f"what {self.name} left", self.scour)
         undo.push(f"the pods of {self.name}", self._end_pods)
+        mounts.tmpfs(directory / "run")
         self.prepare()
         self.start()
         self.crictl = crictl.Crictl(tools.crictl(), self.endpoint, directory)
