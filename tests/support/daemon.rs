@@ -75,7 +75,7 @@ impl Machine {
                         .enable_all()
                         .build();
                     // What others have mounted goes when they like.
-                    unmount_below(&["/tmp", "/var/tmp"].map(Path::new));
+                    unmount_below(&["/tmp", "/var/tmp", "/run/netns"].map(Path::new));
                     let mut machine = Machine::new(name);
                     machine.sh("ip link set lo up");
                     runtime.expect("threads").block_on(body(&mut machine));
@@ -245,7 +245,7 @@ impl Machine {
         loop {
             let snapshot = Snapshot::take(&scope);
             std::thread::sleep(Duration::from_millis(50));
-            if snapshot.diff(&Snapshot::take(&scope)).is_empty() {
+            if !self.is_pod_leaving() && snapshot.diff(&Snapshot::take(&scope)).is_empty() {
                 break;
             }
             assert!(Instant::now() < deadline, "it does not come to rest");
@@ -255,6 +255,15 @@ impl Machine {
             things: Snapshot::take(&self.scope(false)),
             with_files,
         }
+    }
+
+    /// Whether the kernel is still removing the link of a pod that is gone: its address rests until then.
+    fn is_pod_leaving(&self) -> bool {
+        let names = |dir| fs::read_dir(self.state_dir().join(dir)).into_iter().flatten().flatten();
+        names("run/network/ips").any(|lease| {
+            let lease = fs::read_to_string(lease.path()).unwrap_or_default();
+            !names("lib/pods").any(|pod| lease.contains(&*pod.file_name().to_string_lossy()))
+        })
     }
 
     /// Fails unless everything becomes again as it was.
