@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 
 from harness import chart, owner, paths, plugins, process, scale
 from harness.contender import BIG, Contender
@@ -25,6 +26,9 @@ CONTENDERS = {
     "crisp-cni": (Crisp, "cni"),
 }
 ROUNDS = 3
+# CPU per second, below which a contender has nothing left to do.
+SETTLED_MS = 50
+SETTLING_SECONDS = 30
 
 
 def arguments():
@@ -64,17 +68,21 @@ class Bench:
         for contender in self.contenders:
             contender.up(1, host_network=host_network)
             contender.down()
+        count = self.lives // ROUNDS
         for _ in range(ROUNDS):
-            for contender in self.contenders:
-                count = self.lives // ROUNDS
-                began = contender.cpu_ms()
-                up = contender.up(count, host_network=host_network)
-                down = contender.down()
-                self._record(contender, f"CPU of a life, {where}", [(contender.cpu_ms() - began) / count])
-                for samples in (up, down):
+            costs = [0] * len(self.contenders)
+            # All up, then all down: where many inodes went a moment ago a file system is slow to find others, and whoever
+            # is up next would pay.
+            for phase in (lambda contender: contender.up(count, host_network=host_network), Contender.down):
+                for at, contender in enumerate(self.contenders):
+                    began = contender.cpu_ms()
+                    samples = phase(contender)
+                    costs[at] += contender.cpu_ms() - began
                     for name, values in samples.items():
                         if name != "wall":
                             self._record(contender, f"{name}, {where}", values)
+            for contender, cost in zip(self.contenders, costs):
+                self._record(contender, f"CPU of a life, {where}", [cost / count])
 
     def lives_pod_network(self):
         self._lives("pod network", False)
@@ -111,12 +119,24 @@ class Bench:
             wall = contender.down(parallel=8)["wall"][0]
             self._record(contender, "pods per second, 8 ways, down", [self.crowd * 1000 / wall])
 
+    def _settle(self):
+        """Until nobody is busy with what was before, and the disk has all that was written."""
+        for _ in range(SETTLING_SECONDS):
+            busy = [contender.cpu_ms() for contender in self.contenders]
+            time.sleep(1)
+            if all(contender.cpu_ms() - before < SETTLED_MS for contender, before in zip(self.contenders, busy)):
+                break
+        os.sync()
+
     def pull(self):
         for _ in range(self.pulls):
             for contender in self.contenders:
+                self._settle()
                 began = contender.cpu_ms()
                 self._record(contender, "pull of 300 MB, wall", [contender.client("pull", BIG)["PullImage"][0] / 1000])
                 self._record(contender, "pull of 300 MB, CPU", [(contender.cpu_ms() - began) / 1000])
+            # Not before: where many inodes went a moment ago a file system is slow to find others, and the next would pay.
+            for contender in self.contenders:
                 contender.client("remove-image", BIG)
 
     AXES = {
