@@ -9,6 +9,9 @@ import sys
 import time
 
 from harness import owner, paths, process, tools
+from harness.containerd import Containerd
+from harness.crisp import Crisp
+from harness.node import probes
 from harness.node.play import Play
 from harness.screen import Screen, StepFailed
 from harness.undo import Interrupted, Undo
@@ -16,7 +19,7 @@ from harness.undo import Interrupted, Undo
 
 def arguments():
     parser = argparse.ArgumentParser(prog="hack/node-test", description=__doc__)
-    parser.add_argument("--probes", action="store_true", help="measure instead what 40 exec probes per second cost")
+    parser.add_argument("--probes", action="store_true", help="measure instead what 40 exec probes per second cost, beside containerd")
     return parser.parse_args()
 
 
@@ -29,17 +32,34 @@ def keep_logs(play):
             shutil.copyfile(holder.log, logs / f"node-{name}.log")
 
 
+def run(screen, kind, what):
+    """What `what` gives of a kubelet on that runtime."""
+    with Undo() as undo:
+        undo.push("the owner of target", owner.give_back)
+        play = Play(undo, screen, kind)
+        try:
+            return what(play)
+        finally:
+            keep_logs(play)
+
+
+def compare(screen):
+    """The same probes on the distribution's containerd and on crisp, one after the other."""
+    def cost(play):
+        play.set_up()
+        return probes.measure(play)
+
+    probes.tell(screen, {kind.name: run(screen, kind, cost) for kind in (Containerd, Crisp)})
+
+
 def main():
     args = arguments()
     screen = Screen()
     try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            play = Play(args, undo, screen)
-            try:
-                play.play()
-            finally:
-                keep_logs(play)
+        if args.probes:
+            compare(screen)
+        else:
+            run(screen, Crisp, Play.play)
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}; everything is cleaned up", file=sys.stderr)
         return 130

@@ -1,45 +1,49 @@
-"""What exec probes cost: the processor time of the daemon and of the monitors, and of what these start."""
+"""What exec probes cost: the processor time of the runtime, of all that it starts and of the pods, without the kubelet's."""
 
-import pathlib
 import re
 import time
 
-from harness import process
 from harness.node.manifest import container, pod
 
 _PODS, _WARM_UP_SECONDS, _IDLE_SECONDS, _SECONDS = 20, 10, 30, 60
 
 
-def _manifests(probe):
-    probes = {"livenessProbe": probe, "readinessProbe": probe} if probe else {}
-    return [pod(f"probed-{number}", [container("well", **probes)]) for number in range(_PODS)]
+class Cost:
+    """Figures of a minute, in milliseconds: of the pods `at_rest`, and of `probing` them `count` times."""
+
+    def __init__(self, rest, busy):
+        self.at_rest, self.probing, self.count = rest["cpu"], busy["cpu"] - rest["cpu"], busy["probes"]
 
 
-def measure(node, screen, daemons):
+def measure(play):
     """Each pod has two exec probes a second; the same pods without any tell what they cost at rest."""
-    screen.title(f"{_PODS} pods at rest, then with two exec probes a second each")
-    rest = _phase(node, screen, daemons, None, _IDLE_SECONDS)
-    busy = _phase(node, screen, daemons, {"exec": {"command": ["true"]}, "periodSeconds": 1, "timeoutSeconds": 5}, _SECONDS)
-    screen.note(f"{busy['probes']:.0f} probes a minute; processor time in ms a minute, at rest and with them, and more per probe:")
-    for what in ("daemon", "monitors", "what they start"):
-        screen.note(f"{what:16} {rest[what]:8.0f} {busy[what]:8.0f} {(busy[what] - rest[what]) / busy['probes']:8.3f}")
+    probe = {"exec": {"command": ["true"]}, "periodSeconds": 1, "timeoutSeconds": 5}
+    return Cost(_phase(play, None, _IDLE_SECONDS), _phase(play, probe, _SECONDS))
 
 
-def _phase(node, screen, daemons, probe, seconds):
+def tell(screen, costs):
+    """`costs` by the runtime's name."""
+    screen.title(f"Processor time, ms a minute: {_PODS} pods at rest, what two exec probes a second each add, and one probe")
+    for name, cost in costs.items():
+        screen.note(f"{name:12} {cost.at_rest:8.0f} {cost.probing:8.0f} {cost.probing / cost.count:8.2f}   ({cost.count:.0f} probes)")
+    per_probe = [cost.probing / cost.count for cost in costs.values()]
+    screen.note(f"a probe costs {per_probe[0] / per_probe[-1]:.1f} times as much on {list(costs)[0]} as on {list(costs)[-1]}")
+
+
+def _phase(play, probe, seconds):
     """Figures of one minute."""
-    with screen.step(f"{'with' if probe else 'without'} probes, {seconds} s"):
-        pods = _manifests(probe)
+    node = play.node
+    with play.screen.step(f"{'with' if probe else 'without'} probes, {seconds} s"):
+        probes = {"livenessProbe": probe, "readinessProbe": probe} if probe else {}
+        pods = [pod(f"probed-{number}", [container("well", **probes)]) for number in range(_PODS)]
         for one in pods:
             node.kubelet.put(one)
         for one in pods:
             node.ready(one["metadata"]["name"], 120)
         time.sleep(_WARM_UP_SECONDS)
-        monitors = {node.runtime.crictl.json("inspectp", one)["info"]["monitorPid"] for one in node.runtime.crictl.pods()}
-        before = _figures(node, daemons, monitors)
-        began = time.monotonic()
+        before, began = _figures(play), time.monotonic()
         time.sleep(seconds)
-        after = _figures(node, daemons, monitors)
-        minutes = (time.monotonic() - began) / 60
+        after, minutes = _figures(play), (time.monotonic() - began) / 60
         for one in pods:
             node.kubelet.drop(one["metadata"]["name"])
         for one in pods:
@@ -47,12 +51,8 @@ def _phase(node, screen, daemons, probe, seconds):
     return {what: (after[what] - before[what]) / minutes for what in before}
 
 
-def _figures(node, daemons, monitors):
+def _figures(play):
     """Milliseconds since the start, and the kubelet's own count of probes."""
-    ran, children = 0, 0
-    for pid in monitors:
-        ran += int(pathlib.Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e6
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        children += (int(fields[13]) + int(fields[14])) * process.TICK_MS
-    counted = re.findall(r'^prober_probe_total\{.*result="successful".*\} (\S+)$', node.kubelet.get("/metrics/probes"), re.M)
-    return {"daemon": daemons.cpu_seconds() * 1000, "monitors": ran, "what they start": children, "probes": sum(map(float, counted))}
+    text = play.kubelet.get("/metrics/probes")
+    counted = re.findall(r'^prober_probe_total\{.*result="successful".*\} (\S+)$', text, re.M)
+    return {"cpu": (play.account.cpu_seconds() - play.kubelets.cpu_seconds()) * 1000, "probes": sum(map(float, counted))}
