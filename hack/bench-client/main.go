@@ -34,6 +34,7 @@ var (
 	logs         = flag.String("logs", "/var/tmp", "directory for the containers' logs")
 	cgroupParent = flag.String("cgroup-parent", "", "cgroup that the pods are put below")
 	hostNetwork  = flag.Bool("host-network", false, "pods on the host's network")
+	exited       = flag.Int("exited", 0, "containers of each pod beside the one that runs, whose command has ended")
 	containerRun = flag.String("command", "/pause", "what the pods' containers run, words parted by spaces")
 )
 

@@ -60,7 +60,7 @@ func (c *client) podUp(ctx context.Context, name string) error {
 		},
 	}
 	var podID, containerID string
-	return c.timed("pod up", func() error {
+	err := c.timed("pod up", func() error {
 		if err := c.timed("RunPodSandbox", func() error {
 			answer, err := c.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox})
 			podID = answer.GetPodSandboxId()
@@ -80,6 +80,27 @@ func (c *client) podUp(ctx context.Context, name string) error {
 			return err
 		})
 	})
+	for i := 0; i < *exited && err == nil; i++ {
+		err = c.ended(ctx, podID, sandbox, container, fmt.Sprintf("ended-%d", i))
+	}
+	return err
+}
+
+// ended is a container like `like` whose command ends at once.
+func (c *client) ended(ctx context.Context, podID string, sandbox *cri.PodSandboxConfig, like *cri.ContainerConfig, name string) error {
+	config := &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: name},
+		Image:    like.Image,
+		Command:  []string{"true"},
+		LogPath:  name + ".log",
+		Linux:    like.Linux,
+	}
+	made, err := c.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: podID, Config: config, SandboxConfig: sandbox})
+	if err != nil {
+		return err
+	}
+	_, err = c.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.GetContainerId()})
+	return err
 }
 
 func (c *client) down(ctx context.Context) error {

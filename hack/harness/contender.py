@@ -32,9 +32,9 @@ class Contender:
         self.runtime = kind(directory / name / "d", self._netns, undo, network, group=daemon)
         self.client("pull", SMALL)
 
-    def _client(self, parallel=1, count=1, host_network=False, image=SMALL, command=None):
+    def _client(self, parallel=1, count=1, host_network=False, image=SMALL, command=None, exited=0):
         return [str(tools.tool("bench-client")), "--endpoint", self.runtime.endpoint, f"--n={count}", f"--parallel={parallel}",
-                f"--image={image}", f"--logs={self.logs}", f"--cgroup-parent={self._pods}", *(["--host-network"] if host_network else []),
+                f"--image={image}", f"--logs={self.logs}", f"--cgroup-parent={self._pods}", f"--exited={exited}", *(["--host-network"] if host_network else []),
                 *([f"--command={command}"] if command else [])]
 
     def client(self, *words, **how):
