@@ -180,13 +180,15 @@ impl Containers {
             stop_signal: built.stop_signal,
             user: container_user(&built),
             runtime,
-            policy: serde_json::to_value(&built.policy).map_err(|error| ContainerError::Invalid {
-                what: format!("process policy: {error}"),
-            })?,
+            policy: None,
             config,
         };
-        let written = record.clone();
         *recorded = Some(record.clone());
+        let mut written = record.clone();
+        let policy = serde_json::value::to_raw_value(&built.policy);
+        written.policy = Some(policy.map_err(|error| ContainerError::Invalid {
+            what: format!("process policy: {error}"),
+        })?);
         blocking(move || store.write_container(&written)).await?;
         fault::point("create: recorded").await?;
 

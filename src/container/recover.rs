@@ -28,7 +28,7 @@ impl Containers {
         snapshot: Option<&Snapshot>,
         same_boot: bool,
     ) {
-        let StoredContainer { record, status } = stored;
+        let StoredContainer { mut record, status } = stored;
         let known = snapshot.and_then(|snapshot| snapshot_of(snapshot, &record));
         let state = match (known, &status.exit) {
             (_, Some(exit)) => exited(status.started_at_ns, exit.clone()),
@@ -47,7 +47,8 @@ impl Containers {
             }
         };
         // A record whose policy cannot be read belongs to another daemon: the container runs, only exec into it fails.
-        let policy = match serde_json::from_value(record.policy.clone()) {
+        let policy = record.policy.take();
+        let policy = match policy.map(|policy| serde_json::from_str(policy.get())).transpose() {
             Ok(policy) => policy,
             Err(error) => {
                 tracing::warn!(container_id = %record.id, %error, "process policy cannot be read: no exec");

@@ -26,9 +26,12 @@ struct Waiting {
     execs: HashMap<u64, oneshot::Sender<Exit>>,
 }
 
+/// A request and its descriptors. The queue of each pod has room for a block of them from the start: boxes are small.
+type Outbound = (Request, Vec<OwnedFd>);
+
 /// What the clients of one connection share.
 pub struct Link {
-    send: mpsc::UnboundedSender<(Request, Vec<OwnedFd>)>,
+    send: mpsc::UnboundedSender<Box<Outbound>>,
     waiting: Mutex<Option<Waiting>>,
     last_id: AtomicU64,
     pub monitor_pid: i32,
@@ -109,9 +112,10 @@ async fn read(socket: &UnixStream, incoming: &mut Incoming) -> io::Result<(Vec<u
 }
 
 /// Ends, and with it the connection, when the last client is dropped.
-async fn write_requests(socket: Arc<UnixStream>, mut requests: mpsc::UnboundedReceiver<(Request, Vec<OwnedFd>)>) {
+async fn write_requests(socket: Arc<UnixStream>, mut requests: mpsc::UnboundedReceiver<Box<Outbound>>) {
     let mut outgoing = Outgoing::default();
-    while let Some((request, fds)) = requests.recv().await {
+    while let Some(outbound) = requests.recv().await {
+        let (request, fds) = *outbound;
         if outgoing.push(&request, fds).is_err() || write(&socket, &mut outgoing).await.is_err() {
             break;
         }
@@ -220,7 +224,9 @@ impl Link {
             .replies
             .insert(id, tell);
         let forget = Forget { link: self, id };
-        self.send.send((request, load.fds)).map_err(|_| MonitorError::Lost)?;
+        self.send
+            .send(Box::new((request, load.fds)))
+            .map_err(|_| MonitorError::Lost)?;
         let answered = tokio::time::timeout(deadline, answer).await;
         drop(forget);
         let (answer, fds) = answered

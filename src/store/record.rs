@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::cri;
 use crate::model::{ContainerId, ImageId, OciRuntime, SandboxId};
@@ -164,8 +165,9 @@ pub struct ContainerRecord {
     /// The external runtime that made it, and whose it stays whatever is configured later; absent: libcontainer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<OciRuntime>,
-    /// The process policy, which every exec into the container shares.
-    pub policy: serde_json::Value,
+    /// The process policy, which every exec into the container shares. Only what is written and read has it: the daemon
+    /// keeps what it says.
+    pub policy: Option<Box<RawValue>>,
 }
 
 impl ContainerRecord {

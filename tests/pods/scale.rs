@@ -68,7 +68,7 @@ fn record(world: &Path, pods: usize, containers: usize, annotation: &str) {
                 runtime: None,
                 volume_images: Default::default(),
                 user: cri::ContainerUser::default(),
-                policy: serde_json::Value::Null,
+                policy: None,
             };
             store.write_container(&record).unwrap();
             let exit = Exit {
