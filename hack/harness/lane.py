@@ -16,9 +16,8 @@ import sys
 import tarfile
 import time
 
-from harness import owner, paths, registry, tools, vm
+from harness import command, paths, registry, tools, vm
 from harness.netns import Netns
-from harness.undo import Interrupted, Undo
 
 _PACK = paths.CACHE / "lane"
 _TESTS = _PACK / "tests.json"
@@ -185,13 +184,8 @@ def run(args, undo):
 
 
 def main():
-    try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            return 0 if run(arguments(), undo) else 1
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}", file=sys.stderr)
-        return 130
+    args = arguments()
+    return command.run(lambda undo: 0 if run(args, undo) else 1)
 
 
 if __name__ == "__main__":

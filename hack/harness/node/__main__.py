@@ -6,12 +6,9 @@ All of it happens below one directory, in a network namespace and below a cgroup
 import argparse
 import shutil
 import sys
-import time
 
-from harness import owner, paths, process, tools
+from harness import command, paths
 from harness.node.play import Play
-from harness.screen import Screen, StepFailed
-from harness.undo import Interrupted, Undo
 
 
 def arguments():
@@ -31,23 +28,14 @@ def keep_logs(play):
 
 def main():
     args = arguments()
-    screen = Screen()
-    try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            play = Play(args, undo, screen)
-            try:
-                play.play()
-            finally:
-                keep_logs(play)
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}; everything is cleaned up", file=sys.stderr)
-        return 130
-    except (StepFailed, process.ProcessError, tools.ToolError) as failed:
-        print(f"\nthe node test FAILED after {screen.done} steps: {failed}", file=sys.stderr)
-        return 1
-    print(f"\nall {screen.done} steps as they should be, in {time.monotonic() - screen.began:.1f} s")
-    return 0
+
+    def work(undo, screen):
+        play = Play(args, undo, screen)
+        try:
+            play.play()
+        finally:
+            keep_logs(play)
+    return command.play("the node test", work)
 
 
 if __name__ == "__main__":
