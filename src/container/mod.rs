@@ -32,10 +32,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-pub use attach::{AttachPipes, Attachment};
+pub use attach::Attachment;
 pub use cdi::CdiError;
 pub use error::ContainerError;
-pub use exec::{ExecPipes, ExecProcess, ExecStreams};
+pub use exec::{ExecProcess, ExecStreams, Pipes};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
 pub use layers::Layers;
 pub use state::State;
@@ -96,6 +96,18 @@ impl Container {
     /// Where it is in its life.
     pub fn state(&self) -> State {
         self.state.borrow().clone()
+    }
+
+    /// Refuses if it is not running.
+    fn check_running(&self) -> Result<(), ContainerError> {
+        match self.state() {
+            State::Running { .. } => Ok(()),
+            state => Err(ContainerError::WrongState {
+                container_id: self.record.id.clone(),
+                state: state.name(),
+                needed: "running",
+            }),
+        }
     }
 
     /// The resources as last updated.
