@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::error::status as failed;
-use super::runtime_service::Rooms;
+use super::rooms::Rooms;
 use crate::container::{Attachment, Containers, ExecProcess, ExecStreams, Pipes};
 use crate::cri;
 use crate::sandbox::Sandboxes;
