@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::digest::Digest;
+
 /// The domain of references that name none.
 pub const DEFAULT_DOMAIN: &str = "docker.io";
 /// The tag of references that have neither tag nor digest.
@@ -52,95 +54,6 @@ pub enum ReferenceError {
     /// Not `algorithm:hex`, or of the wrong length for the algorithm.
     #[error("{text:?} is not a digest: `sha256:` and 64 or `sha512:` and 128 lower-case hexadecimal digits")]
     Digest { text: String },
-}
-
-/// A hash function that content may be named by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Algorithm {
-    Sha256,
-    Sha512,
-}
-
-/// The name of some content by its hash: `sha256:…` or `sha512:…` (OCI image-spec, descriptor, "Digests").
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest {
-    algorithm: Algorithm,
-    text: String,
-}
-
-impl Digest {
-    /// Names content whose hash is known.
-    pub(crate) fn of_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
-        let mut text = String::with_capacity(7 + hash.len() * 2);
-        text.push_str(algorithm.prefix());
-        for byte in hash {
-            for nibble in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(nibble), 16).expect("a nibble is a hexadecimal digit"));
-            }
-        }
-        Self { algorithm, text }
-    }
-
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
-    }
-
-    /// The whole digest: algorithm, colon, digits.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// The digits alone.
-    pub fn hex(&self) -> &str {
-        &self.text[self.algorithm.prefix().len()..]
-    }
-}
-
-impl Algorithm {
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Sha256 => "sha256:",
-            Self::Sha512 => "sha512:",
-        }
-    }
-
-    fn hex_length(self) -> usize {
-        match self {
-            Self::Sha256 => 64,
-            Self::Sha512 => 128,
-        }
-    }
-}
-
-impl FromStr for Digest {
-    type Err = ReferenceError;
-
-    fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let found = [Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|algorithm| {
-            text.strip_prefix(algorithm.prefix()).is_some_and(|hex| {
-                hex.len() == algorithm.hex_length() && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-            })
-        });
-        match found {
-            Some(algorithm) => Ok(Self {
-                algorithm,
-                text: text.to_owned(),
-            }),
-            None => Err(ReferenceError::Digest { text: shortened(text) }),
-        }
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
 }
 
 /// A normalised reference: the domain and the whole path are always there, and a tag or a digest or both.
@@ -385,7 +298,7 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|b| is_word(b) || b == b'.' || b == b'-')
 }
 
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     match text.char_indices().nth(160) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
