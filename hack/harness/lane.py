@@ -42,7 +42,7 @@ class Step:
 
 
 # Of the pods' tests those that cgroup v2, systemd or AppArmor can make come out otherwise.
-_PODS = ("cgroups::", "limits::", "oom::", "stats::", "process::", "mounts::an_image", "security::", "namespaces::", "life::")
+_PODS = ("cgroups::", "limits::", "oom::", "stats::", "process::", "image_volumes::an_image", "security::", "namespaces::", "life::")
 STEPS = (
     Step("cgroup v2: made, joined, killed, removed", test="cgroup", smoke=True),
     Step("cgroup v2: limits reach the kernel", test="cgroup_limits", smoke=True),
