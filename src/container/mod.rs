@@ -161,7 +161,6 @@ pub struct Parts {
     pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
-    pub seccomp_profile_root: PathBuf,
     /// Where CDI specification files are.
     pub cdi_dirs: Vec<PathBuf>,
 }
