@@ -156,19 +156,6 @@ impl Reference {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// What a person would write: `busybox:1.36`, `user/thing@sha256:…`; other registries in full.
-    pub fn familiar(&self) -> String {
-        let name = if self.domain == DEFAULT_DOMAIN {
-            match self.path.strip_prefix(OFFICIAL) {
-                Some(official) if !official.contains('/') => official.to_owned(),
-                _ => self.path.clone(),
-            }
-        } else {
-            self.repository()
-        };
-        self.ended(name)
-    }
-
     /// The name that the image gets in `repo_tags` by this reference: the canonical tag, unless a digest decides.
     pub fn repo_tag(&self) -> Option<String> {
         match (&self.tag, &self.digest) {
@@ -180,18 +167,6 @@ impl Reference {
     /// The name of the content `digest` in this repository, as in `repo_digests`.
     pub fn repo_digest(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.repository())
-    }
-
-    fn ended(&self, mut name: String) -> String {
-        if let Some(tag) = &self.tag {
-            name.push(':');
-            name.push_str(tag);
-        }
-        if let Some(digest) = &self.digest {
-            name.push('@');
-            name.push_str(digest.as_str());
-        }
-        name
     }
 }
 
@@ -205,7 +180,14 @@ impl FromStr for Reference {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.ended(self.repository()))
+        f.write_str(&self.repository())?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
     }
 }
 
@@ -353,20 +335,11 @@ mod tests {
     }
 
     #[test]
-    fn the_canonical_and_the_familiar_form_parse_to_the_same_reference() {
+    fn the_canonical_form_parses_to_the_same_reference() {
         for text in ["busybox", "user/thing:1", "localhost:5000/a/b", "docker.io/library/a/b"] {
             let reference = Reference::parse(text).unwrap();
             assert_eq!(Reference::parse(&reference.to_string()).unwrap(), reference);
-            assert_eq!(Reference::parse(&reference.familiar()).unwrap(), reference);
         }
-        assert_eq!(
-            Reference::parse("docker.io/library/busybox:1").unwrap().familiar(),
-            "busybox:1"
-        );
-        assert_eq!(
-            Reference::parse("quay.io/a/b").unwrap().familiar(),
-            "quay.io/a/b:latest"
-        );
     }
 
     #[test]
