@@ -34,6 +34,7 @@ use tokio::sync::watch;
 
 pub use attach::Attachment;
 pub use cdi::CdiError;
+pub use create::hostname;
 pub use error::ContainerError;
 pub use exec::{ExecProcess, ExecStreams, Pipes};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
