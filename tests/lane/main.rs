@@ -3,7 +3,7 @@
 //! Needs root, `hack/build`, and CRISP_TEST_CGROUP_DRIVER=systemd.
 
 mod apparmor;
-#[path = "../pods/fixture.rs"]
+#[path = "../pods/fixture/mod.rs"]
 #[allow(dead_code, reason = "the tests of pods use the rest")]
 mod fixture;
 #[path = "../support/handlers.rs"]
