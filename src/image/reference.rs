@@ -28,7 +28,7 @@ pub enum ReferenceError {
     #[error("image reference {text:?}: no repository name")]
     Empty { text: String },
     /// Longer than anything that is looked at.
-    #[error("image reference of {length} bytes: {part} may have at most {limit}")]
+    #[error("image reference: {part} of {length} bytes, where {limit} are the most")]
     TooLong {
         part: &'static str,
         length: usize,
@@ -71,7 +71,7 @@ impl Reference {
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         if text.len() > TEXT_LIMIT {
             return Err(ReferenceError::TooLong {
-                part: "a reference",
+                part: "a text",
                 length: text.len(),
                 limit: TEXT_LIMIT,
             });

@@ -62,8 +62,8 @@ const MAPPED: &str = " 0 524288 65536\n 0 524288 65536";
 fn root_inside_is_nobody_on_the_node_and_so_is_an_exec() {
     let pod = pod("who");
     assert_eq!(ids_on_the_node(pod.pid(), "Uid:"), [FIRST; 4]);
-    let c = pod.start("c", &["sh", "-c", "id -u; id -g; sleep 100000"], |_| {});
-    assert_eq!(c.logged("stdout F 0"), ["stdout F 0", "stdout F 0"]);
+    let c = pod.start("c", &["sh", "-c", "id -u; id -g; echo both; sleep 100000"], |_| {});
+    assert_eq!(c.logged("both"), ["stdout F 0", "stdout F 0", "stdout F both"]);
     assert_eq!(ids_on_the_node(c.pid(), "Uid:"), [FIRST; 4]);
     assert_eq!(ids_on_the_node(c.pid(), "Gid:"), [FIRST; 4]);
     assert_eq!(c.exec(&["sh", "-c", MAPS]).stdout, MAPPED);
