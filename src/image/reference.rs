@@ -378,7 +378,7 @@ mod tests {
             ("a:.b", "not a tag"),
             ("a:b c", "not a tag"),
             (HEX, "image id"),
-            (&too_long, "at most 255"),
+            (&too_long, "a repository path of"),
             (&long_tag, "not a tag"),
             (&bad_digest, "not a digest"),
             (&upper_digest, "not a digest"),
