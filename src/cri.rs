@@ -1,5 +1,5 @@
 //! The CRI's messages and services, generated from `proto/runtime/v1/api.proto`.
 
-#![allow(missing_docs, clippy::all)]
+#![allow(missing_docs, clippy::all, reason = "generated")]
 
 tonic::include_proto!("runtime.v1");

@@ -124,7 +124,8 @@ fn an_exec_has_a_cgroup_of_its_own_that_kills_its_whole_tree() {
     for bad in ["", "..", "a/b", "cgroup.procs"] {
         assert!(container.child(bad).is_err(), "{bad:?}");
     }
-    let fd = exec.procs_fd().unwrap();
+    let procs = exec.path().join("cgroup.procs");
+    let fd = std::fs::File::options().write(true).open(procs).unwrap();
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "setsid sleep 1000 & sleep 1000 & wait"]);
     // SAFETY: as in `shell_in`.

@@ -12,12 +12,11 @@ import shutil
 import sys
 import time
 
-from harness import chart, owner, paths, plugins, process, scale
+from harness import chart, command, paths, plugins, process, scale
 from harness.contender import BIG, Contender
 from harness.containerd import Containerd, ContainerdCrun
 from harness.crisp import Crisp
 from harness.table import AtMost, Axis, Over, Share, Table
-from harness.undo import Interrupted, Undo
 
 CONTENDERS = {
     "containerd": (Containerd, "cni"),
@@ -188,25 +187,23 @@ AXES = [
 ]
 
 
-def main():
-    args = arguments()
-    try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            bench = Bench(args, undo)
-            if args.scale:
-                scale.run(bench.contenders[0], args.quick)
-                return 0
-            bench.run(args.axis)
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}", file=sys.stderr)
-        return 130
+def run(args, undo):
+    bench = Bench(args, undo)
+    if args.scale:
+        scale.run(bench.contenders[0], args.quick)
+        return 0
+    bench.run(args.axis)
     (paths.CACHE / "bench.json").write_text(json.dumps(bench.table.samples, indent=1))
     missed = bench.table.show(AXES)
     (paths.CACHE / "bench.svg").write_text(chart.svg(bench.table, AXES))
     if missed:
         print(f"\nmust be reached and is not: {', '.join(missed)}")
     return 1 if missed and args.check else 0
+
+
+def main():
+    args = arguments()
+    return command.run(lambda undo: run(args, undo))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ import sys
 import time
 
 from fixtures.pin import pin
-from harness import owner, paths, process, registry, specs, tools
+from harness import command, paths, process, registry, specs, tools
 from harness.containerd import Containerd
 from harness.crisp import HANDLERS, Crisp
 from harness.netns import Netns
-from harness.undo import Interrupted, Undo
 
 RUNTIMES = {"crisp": Crisp, "containerd": Containerd}
 
@@ -166,13 +165,8 @@ def run(args, undo):
 
 
 def main():
-    try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            return 0 if run(arguments(), undo) else 1
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}", file=sys.stderr)
-        return 130
+    args = arguments()
+    return command.run(lambda undo: 0 if run(args, undo) else 1)
 
 
 if __name__ == "__main__":

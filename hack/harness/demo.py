@@ -12,11 +12,10 @@ import subprocess
 import sys
 import time
 
-from harness import cgroups, leaks, netns, owner, paths, pods, process, registry, tools
+from harness import cgroups, command, leaks, netns, paths, pods, process, registry, tools
 from harness.containerd import Containerd
 from harness.crisp import Crisp
-from harness.screen import Screen, StepFailed, eventually, expect, expect_equal
-from harness.undo import Interrupted, Undo
+from harness.screen import eventually, expect, expect_equal
 
 GRACE_SECONDS = 2
 IGNORES_TERM = "trap '' TERM; echo deaf; while :; do sleep 0.1; done"
@@ -328,19 +327,7 @@ class Demo:
 
 def main():
     args = arguments()
-    screen = Screen()
-    try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            Demo(args, undo, screen).play()
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}; everything is cleaned up", file=sys.stderr)
-        return 130
-    except (StepFailed, process.ProcessError, tools.ToolError) as failed:
-        print(f"\nthe demo FAILED after {screen.done} steps: {failed}", file=sys.stderr)
-        return 1
-    print(f"\nall {screen.done} steps as they should be, in {time.monotonic() - screen.began:.1f} s")
-    return 0
+    return command.play("the demo", lambda undo, screen: Demo(args, undo, screen).play())
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ import sys
 import tarfile
 import time
 
-from harness import owner, paths, registry, tools, vm
+from harness import command, paths, registry, tools, vm
 from harness.netns import Netns
-from harness.undo import Interrupted, Undo
 
 _PACK = paths.CACHE / "lane"
 _TESTS = _PACK / "tests.json"
@@ -43,7 +42,7 @@ class Step:
 
 
 # Of the pods' tests those that cgroup v2, systemd or AppArmor can make come out otherwise.
-_PODS = ("cgroups::", "limits::", "oom::", "stats::", "process::", "mounts::an_image", "security::", "namespaces::", "life::")
+_PODS = ("cgroups::", "limits::", "oom::", "stats::", "process::", "image_volumes::an_image", "security::", "namespaces::", "life::")
 STEPS = (
     Step("cgroup v2: made, joined, killed, removed", test="cgroup", smoke=True),
     Step("cgroup v2: limits reach the kernel", test="cgroup_limits", smoke=True),
@@ -185,13 +184,8 @@ def run(args, undo):
 
 
 def main():
-    try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            return 0 if run(arguments(), undo) else 1
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}", file=sys.stderr)
-        return 130
+    args = arguments()
+    return command.run(lambda undo: 0 if run(args, undo) else 1)
 
 
 if __name__ == "__main__":

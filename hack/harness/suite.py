@@ -8,9 +8,9 @@ import subprocess
 import sys
 import time
 
-from harness import owner, paths
+from harness import command, paths
 from harness.crisp import HANDLERS
-from harness.undo import Interrupted, Undo
+from harness.undo import Interrupted
 
 LOGS = paths.CACHE / "logs"
 # Each program has features of its own: what compiles together must also compile alone.
@@ -183,17 +183,14 @@ def main():
     LOGS.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     chosen = args.only or list(STAGES)
-    try:
-        with Undo() as undo:
-            undo.push("the owner of target", owner.give_back)
-            good = [name for name in chosen if run_stage(name)]
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}", file=sys.stderr)
-        return 130
-    minutes, seconds = divmod(int(time.monotonic() - began), 60)
-    print(f"\n{len(good)} of {len(chosen)} stages passed in {minutes} min {seconds:02} s"
-          + ("" if len(good) == len(chosen) else f"; failed: {', '.join(name for name in chosen if name not in good)}"))
-    return 0 if len(good) == len(chosen) else 1
+
+    def work(_undo):
+        good = [name for name in chosen if run_stage(name)]
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        print(f"\n{len(good)} of {len(chosen)} stages passed in {minutes} min {seconds:02} s"
+              + ("" if len(good) == len(chosen) else f"; failed: {', '.join(name for name in chosen if name not in good)}"))
+        return 0 if len(good) == len(chosen) else 1
+    return command.run(work)
 
 
 if __name__ == "__main__":

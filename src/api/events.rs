@@ -2,12 +2,9 @@
 //! events, what is gone and what there is now; then it hears on.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::Stream;
-use tonic::Status;
-
+use super::stream::Answers;
 use super::{Rooms, to_cri};
 use crate::container::{Container, Containers, State, now_ns};
 use crate::cri;
@@ -15,11 +12,9 @@ use crate::events::{Event, Heard, Kind, Subscriber};
 use crate::model::SandboxId;
 use crate::sandbox::{Sandbox, Sandboxes};
 
-type Answers = Pin<Box<dyn Stream<Item = Result<cri::ContainerEventResponse, Status>> + Send>>;
-
 /// The events from now on, as the CRI tells them. A subscriber that does not read holds a place in the ring, and the
 /// ids of what it knows of.
-pub fn subscribe(rooms: Rooms) -> Answers {
+pub fn subscribe(rooms: Rooms) -> Answers<cri::ContainerEventResponse> {
     // First: what happens while the listener looks around is told as an event.
     let subscriber = rooms.events.subscribe();
     let listener = Listener {

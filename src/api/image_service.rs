@@ -1,14 +1,13 @@
 //! ImageService, as a table of contents.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 
-use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
 use super::error::status as failed;
 use super::respond::{Loudness::*, respond};
-use super::runtime_service::Rooms;
+use super::rooms::Rooms;
+use super::stream::Answers;
 use super::{stream, to_cri};
 use crate::container::now_ns;
 use crate::cri::image_service_server::ImageService;
@@ -81,14 +80,17 @@ impl ImageService for ImageApi {
         .await
     }
 
-    type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<StreamImagesResponse, Status>> + Send>>;
+    type StreamImagesStream = Answers<StreamImagesResponse>;
 
     async fn stream_images(
         &self,
         request: Request<StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        let items = self.listed(request.into_inner().filter);
-        let work = async { Ok(stream::batches(items, |images| StreamImagesResponse { images })) };
+        let filter = request.into_inner().filter;
+        let work = async {
+            let items = self.listed(filter);
+            Ok(stream::batches(items, |images| StreamImagesResponse { images }))
+        };
         respond("StreamImages", "", Look, work).await
     }
 

@@ -7,6 +7,7 @@ mod events;
 mod image_service;
 mod list;
 mod respond;
+mod rooms;
 mod runtime_service;
 mod stats;
 mod status;
@@ -17,7 +18,8 @@ mod to_cri;
 pub use deadline::DeadlineLayer;
 pub use events::portray as portray_events;
 pub use image_service::ImageApi;
-pub use runtime_service::{Rooms, RuntimeApi};
+pub use rooms::Rooms;
+pub use runtime_service::RuntimeApi;
 
 /// Both ways: a list of a thousand containers is larger than gRPC's 4 MiB.
 pub const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;

@@ -1,40 +1,17 @@
 //! RuntimeService, as a table of contents.
 
-use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
 use super::error::status as failed;
 use super::respond::{Loudness::*, respond};
+use super::rooms::Rooms;
+use super::stream::Answers;
 use super::{events, list, stats, status, stream, streaming, to_cri};
-use crate::container::Containers;
 use crate::cri::runtime_service_server::RuntimeService;
 use crate::cri::*;
-use crate::events::Events;
-use crate::handler::Handlers;
-use crate::image::Images;
-use crate::sandbox::Sandboxes;
-use crate::stats::{Collector, metric_descriptors};
-use crate::streaming::Server;
-use crate::sys::cgroup::Hierarchy;
-
-/// The rooms that the services answer from.
-#[derive(Clone)]
-pub struct Rooms {
-    pub sandboxes: Arc<Sandboxes>,
-    pub containers: Arc<Containers>,
-    pub images: Arc<Images>,
-    pub events: Events,
-    pub stats: Arc<Collector>,
-    pub streaming: Arc<Server>,
-    pub cgroups: Arc<Hierarchy>,
-    pub handlers: Arc<Handlers>,
-    /// The settings in force, as JSON, for a verbose Status.
-    pub settings: Arc<str>,
-}
+use crate::stats::metric_descriptors;
 
 /// RuntimeService.
 pub struct RuntimeApi {
@@ -47,8 +24,6 @@ impl RuntimeApi {
         Self { rooms }
     }
 }
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The status of a capability that crisp does not have yet: `what` is missing.
 fn missing<T>(what: &str) -> Result<Response<T>, Status> {
@@ -95,15 +70,9 @@ impl RuntimeService for RuntimeApi {
         let request = request.into_inner();
         let work = async {
             let config = config_of(request.config, "config")?;
-            let id = self
-                .rooms
-                .sandboxes
-                .run(config, request.runtime_handler)
-                .await
-                .map_err(|e| failed(&*e))?;
-            Ok(RunPodSandboxResponse {
-                pod_sandbox_id: id.to_string(),
-            })
+            let id = self.rooms.sandboxes.run(config, request.runtime_handler).await;
+            let pod_sandbox_id = id.map_err(|e| failed(&*e))?.to_string();
+            Ok(RunPodSandboxResponse { pod_sandbox_id })
         };
         respond("RunPodSandbox", "", Change, work).await
     }
@@ -165,8 +134,9 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        let items = list::sandboxes(&self.rooms, request.into_inner().filter.as_ref());
+        let filter = request.into_inner().filter;
         let work = async {
+            let items = list::sandboxes(&self.rooms, filter.as_ref());
             Ok(stream::batches(items, |pod_sandboxes| StreamPodSandboxesResponse {
                 pod_sandboxes,
             }))
@@ -185,21 +155,11 @@ impl RuntimeService for RuntimeApi {
         } = request.into_inner();
         let work = async {
             let config = config_of(config, "config")?;
-            let pod = self
-                .rooms
-                .sandboxes
-                .ready_pod(&pod_sandbox_id)
-                .await
-                .map_err(|e| failed(&e))?;
-            let id = self
-                .rooms
-                .containers
-                .create(pod, config)
-                .await
-                .map_err(|e| failed(&*e))?;
-            Ok(CreateContainerResponse {
-                container_id: id.to_string(),
-            })
+            let pod = self.rooms.sandboxes.ready_pod(&pod_sandbox_id).await;
+            let pod = pod.map_err(|e| failed(&e))?;
+            let id = self.rooms.containers.create(pod, config).await;
+            let container_id = id.map_err(|e| failed(&*e))?.to_string();
+            Ok(CreateContainerResponse { container_id })
         };
         respond("CreateContainer", &pod_sandbox_id, Change, work).await
     }
@@ -225,11 +185,8 @@ impl RuntimeService for RuntimeApi {
             timeout,
         } = request.into_inner();
         let work = async {
-            self.rooms
-                .containers
-                .stop(&id, seconds(timeout))
-                .await
-                .map_err(|e| failed(&e))?;
+            let stopped = self.rooms.containers.stop(&id, seconds(timeout)).await;
+            stopped.map_err(|e| failed(&e))?;
             Ok(StopContainerResponse {})
         };
         respond("StopContainer", &id, Change, work).await
@@ -268,8 +225,9 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        let items = list::containers(&self.rooms, request.into_inner().filter.as_ref());
+        let filter = request.into_inner().filter;
         let work = async {
+            let items = list::containers(&self.rooms, filter.as_ref());
             Ok(stream::batches(items, |containers| StreamContainersResponse {
                 containers,
             }))
@@ -300,11 +258,8 @@ impl RuntimeService for RuntimeApi {
         } = request.into_inner();
         let work = async {
             let update = config_of(linux, "linux")?;
-            self.rooms
-                .containers
-                .update_resources(&id, &update)
-                .await
-                .map_err(|e| failed(&e))?;
+            let updated = self.rooms.containers.update_resources(&id, &update).await;
+            updated.map_err(|e| failed(&e))?;
             Ok(UpdateContainerResourcesResponse {})
         };
         respond("UpdateContainerResources", &id, Change, work).await
@@ -329,13 +284,8 @@ impl RuntimeService for RuntimeApi {
             timeout,
         } = request.into_inner();
         let work = async {
-            let done = self
-                .rooms
-                .containers
-                .exec_sync(&id, &cmd, seconds(timeout))
-                .await
-                .map_err(|e| failed(&e))?;
-            Ok(to_cri::exec_output(done))
+            let done = self.rooms.containers.exec_sync(&id, &cmd, seconds(timeout)).await;
+            Ok(to_cri::exec_output(done.map_err(|e| failed(&e))?))
         };
         respond("ExecSync", &id, Look, work).await
     }
@@ -392,8 +342,9 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        let items = stats::containers(&self.rooms, request.into_inner().filter.as_ref()).await;
+        let filter = request.into_inner().filter;
         let work = async {
+            let items = stats::containers(&self.rooms, filter.as_ref()).await;
             Ok(stream::batches(items, |container_stats| StreamContainerStatsResponse {
                 container_stats,
             }))
@@ -429,8 +380,9 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        let items = stats::pod_sandboxes(&self.rooms, request.into_inner().filter.as_ref()).await;
+        let filter = request.into_inner().filter;
         let work = async {
+            let items = stats::pod_sandboxes(&self.rooms, filter.as_ref()).await;
             Ok(stream::batches(items, |pod_sandbox_stats| {
                 StreamPodSandboxStatsResponse { pod_sandbox_stats }
             }))
@@ -513,8 +465,8 @@ impl RuntimeService for RuntimeApi {
         &self,
         _: Request<StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        let items = stats::metrics(&self.rooms).await;
         let work = async {
+            let items = stats::metrics(&self.rooms).await;
             Ok(stream::batches(items, |pod_sandbox_metrics| {
                 StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
             }))

@@ -33,7 +33,7 @@ pub fn runtime_config(rooms: &Rooms) -> cri::RuntimeConfigResponse {
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }
 
-/// Status: nothing here waits for anything.
+/// Status. Waits for nothing but its turn on the thread of the embedded network, where that is in force.
 pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
     let network = rooms.sandboxes.network_status().await;
     let condition = |kind: &str, status, reason: String, message: String| cri::RuntimeCondition {

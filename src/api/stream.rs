@@ -9,11 +9,14 @@ use tonic::Status;
 /// What one message may weigh. Counting items instead would let fat ones exceed the client's limit.
 const BATCH_BYTES: usize = 1024 * 1024;
 
+/// The messages of an answer that is a stream.
+pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 /// `items` in batches, each made a message by `respond`.
 pub fn batches<T: Message + 'static, R: Send + 'static>(
     items: Vec<T>,
     respond: impl Fn(Vec<T>) -> R + Send + 'static,
-) -> Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>> {
+) -> Answers<R> {
     let messages = split(items).into_iter().map(move |batch| Ok(respond(batch)));
     Box::pin(futures_util::stream::iter(messages))
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tonic::Status;
 
 use super::error::status as failed;
-use super::runtime_service::Rooms;
-use crate::container::{Attachment, Containers, ExecProcess, ExecStreams};
+use super::rooms::Rooms;
+use crate::container::{Attachment, Containers, ExecProcess, ExecStreams, Pipes};
 use crate::cri;
 use crate::sandbox::Sandboxes;
 use crate::streaming::{Cause, Command, Dial, Next, Process, Running, Wants};
@@ -98,6 +98,16 @@ fn check(wants: Wants) -> Result<Wants, Status> {
     Ok(wants)
 }
 
+fn running(pipes: Pipes, process: impl Process + 'static, drain: Option<Duration>) -> Running {
+    Running {
+        stdin: pipes.stdin,
+        stdout: pipes.stdout,
+        stderr: pipes.stderr,
+        process: Box::new(process),
+        drain,
+    }
+}
+
 struct Exec {
     containers: Arc<Containers>,
     id: String,
@@ -121,13 +131,7 @@ impl Command for Exec {
             tty,
         };
         let (process, pipes) = self.containers.exec(&self.id, &self.cmd, streams).await?;
-        Ok(Running {
-            stdin: pipes.stdin,
-            stdout: pipes.stdout,
-            stderr: pipes.stderr,
-            process: Box::new(process),
-            drain: None,
-        })
+        Ok(running(pipes, process, None))
     }
 }
 
@@ -163,13 +167,7 @@ impl Command for Attach {
             stdin, stdout, stderr, ..
         } = self.wants;
         let (attachment, pipes) = self.containers.attach(&self.id, stdin, stdout, stderr).await?;
-        Ok(Running {
-            stdin: pipes.stdin,
-            stdout: pipes.stdout,
-            stderr: pipes.stderr,
-            process: Box::new(attachment),
-            drain: Some(ATTACH_DRAIN),
-        })
+        Ok(running(pipes, attachment, Some(ATTACH_DRAIN)))
     }
 }
 

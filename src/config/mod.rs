@@ -86,7 +86,6 @@ pub struct RawNetwork {
 #[serde(deny_unknown_fields, default)]
 pub struct RawContainer {
     pub log_line_max_bytes: Option<u32>,
-    pub seccomp_profile_root: Option<PathBuf>,
     pub cdi_dirs: Option<Vec<PathBuf>>,
 }
 
@@ -127,8 +126,6 @@ idle_seconds = 30
 [container]
 # A longer line of output becomes several records marked P, of this many bytes.
 log_line_max_bytes = 16384
-# Where relative paths of Localhost seccomp profiles begin.
-seccomp_profile_root = "/var/lib/kubelet/seccomp"
 # Where CDI specification files are; a later directory wins over an earlier one.
 cdi_dirs = ["/etc/cdi", "/var/run/cdi"]
 
@@ -194,7 +191,6 @@ pub struct Config {
     pub bridge: String,
     pub network_idle: Duration,
     pub log_line_max_bytes: u32,
-    pub seccomp_profile_root: PathBuf,
     pub cdi_dirs: Vec<PathBuf>,
     /// The external runtimes by the names of their handlers.
     pub runtimes: BTreeMap<String, OciRuntime>,
@@ -288,10 +284,6 @@ pub fn validate(raw: Raw, flags: Overrides) -> Result<Config, ConfigError> {
         instance,
         network_idle: Duration::from_secs(raw.network.idle_seconds.unwrap_or(30).into()),
         log_line_max_bytes: raw.container.log_line_max_bytes.unwrap_or(16384),
-        seccomp_profile_root: raw
-            .container
-            .seccomp_profile_root
-            .unwrap_or_else(|| "/var/lib/kubelet/seccomp".into()),
         cdi_dirs: raw
             .container
             .cdi_dirs

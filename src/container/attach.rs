@@ -1,11 +1,10 @@
 //! Attach: the streams of a container's first process, for one more who looks and types.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::exec::output_pipe;
+use super::exec::{Pipes, output_pipe};
 use super::{Container, ContainerError, Containers, State};
 use crate::monitor::client::Client;
 
@@ -19,15 +18,6 @@ pub struct Attachment {
     monitor: Client,
 }
 
-/// Our ends of the streams, non-blocking.
-#[derive(Debug, Default)]
-pub struct AttachPipes {
-    /// Absent also if the container has none.
-    pub stdin: Option<OwnedFd>,
-    pub stdout: Option<OwnedFd>,
-    pub stderr: Option<OwnedFd>,
-}
-
 impl Containers {
     /// Attaches to a running container: what it writes from here on is copied. With a terminal all is on stdout.
     pub async fn attach(
@@ -36,7 +26,7 @@ impl Containers {
         stdin: bool,
         stdout: bool,
         stderr: bool,
-    ) -> Result<(Attachment, AttachPipes), ContainerError> {
+    ) -> Result<(Attachment, Pipes), ContainerError> {
         self.check_running(id)?;
         let container = self.find(id)?;
         let tty = container.record.config.tty;
@@ -57,7 +47,7 @@ impl Containers {
             .await
             .map_err(ContainerError::monitor("attach", &container.record.id))?;
         let state = container.state.subscribe();
-        let pipes = AttachPipes {
+        let pipes = Pipes {
             stdin: input.filter(|_| stdin),
             stdout: out_read,
             stderr: err_read,

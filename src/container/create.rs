@@ -466,8 +466,8 @@ impl Containers {
     }
 }
 
-/// The pod's host name; with the node's network, the node's.
-fn hostname(pod: &cri::PodSandboxConfig) -> String {
+/// The pod's host name: its own, or the node's with the node's network and where the request names none.
+pub fn hostname(pod: &cri::PodSandboxConfig) -> String {
     if pod.hostname.is_empty() || spec::namespaces::host_network(pod) {
         return rustix::system::uname().nodename().to_string_lossy().into_owned();
     }

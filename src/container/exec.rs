@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::exec_sync::Leash;
-use super::{ContainerError, Containers, State};
+use super::{ContainerError, Containers};
 use crate::model::ContainerId;
 use crate::monitor::client::{ExecFds, RunningExec};
 use crate::sys::process::set_window_size;
@@ -28,9 +28,9 @@ pub struct ExecProcess {
     leash: Option<Leash>,
 }
 
-/// Our ends of a command's streams, non-blocking.
+/// Our ends of streams, non-blocking. Absent also what there is not.
 #[derive(Debug, Default)]
-pub struct ExecPipes {
+pub struct Pipes {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
@@ -39,15 +39,7 @@ pub struct ExecPipes {
 impl Containers {
     /// Refuses a container that is not running.
     pub fn check_running(&self, id: &str) -> Result<(), ContainerError> {
-        let container = self.find(id)?;
-        match container.state() {
-            State::Running { .. } => Ok(()),
-            state => Err(ContainerError::WrongState {
-                container_id: container.record.id.clone(),
-                state: state.name(),
-                needed: "running",
-            }),
-        }
+        self.find(id)?.check_running()
     }
 
     /// Starts `command` in a running container.
@@ -56,7 +48,7 @@ impl Containers {
         id: &str,
         command: &[String],
         streams: ExecStreams,
-    ) -> Result<(ExecProcess, ExecPipes), ContainerError> {
+    ) -> Result<(ExecProcess, Pipes), ContainerError> {
         let container = self.find(id)?;
         let container_id = container.record.id.clone();
         if streams.tty {
@@ -76,7 +68,7 @@ impl Containers {
         }
         let failed = |stream| ContainerError::path("make a pipe for", stream);
         let mut fds = ExecFds::default();
-        let mut pipes = ExecPipes::default();
+        let mut pipes = Pipes::default();
         if streams.stdin {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("stdin")(e.into()))?;
             rustix::io::ioctl_fionbio(&write, true).map_err(|e| failed("stdin")(e.into()))?;
@@ -137,10 +129,10 @@ impl Drop for ExecProcess {
     }
 }
 
-fn terminal_pipes(terminal: Option<&OwnedFd>, streams: ExecStreams) -> io::Result<ExecPipes> {
+fn terminal_pipes(terminal: Option<&OwnedFd>, streams: ExecStreams) -> io::Result<Pipes> {
     let terminal = terminal.ok_or(io::ErrorKind::NotFound)?;
     rustix::io::ioctl_fionbio(terminal, true)?;
-    Ok(ExecPipes {
+    Ok(Pipes {
         stdin: streams.stdin.then(|| terminal.try_clone()).transpose()?,
         // Read even if nobody wants it: what nobody reads blocks whoever writes.
         stdout: Some(terminal.try_clone()?),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use super::{Container, ContainerError, Containers, State, blocking, now_ns, spec};
+use super::{Container, ContainerError, Containers, blocking, now_ns, spec};
 use crate::monitor::client::{ExecFds, ExecSpec, RunningExec};
 use crate::sys::cgroup::{Cgroup, Child};
 
@@ -134,14 +134,7 @@ impl Containers {
         // Later than those of an earlier daemon, whose commands may have left something running.
         static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(now_ns().unsigned_abs()));
         let id = &container.record.id;
-        let state = container.state();
-        if !matches!(state, State::Running { .. }) {
-            return Err(ContainerError::WrongState {
-                container_id: id.clone(),
-                state: state.name(),
-                needed: "running",
-            });
-        }
+        container.check_running()?;
         let policy = spec::exec_process(container.policy()?, command, tty)?;
         let monitor = container.monitor().await?;
         let name = format!("{EXEC_CGROUP}{}", NEXT.fetch_add(1, Ordering::Relaxed));

@@ -32,10 +32,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-pub use attach::{AttachPipes, Attachment};
+pub use attach::Attachment;
 pub use cdi::CdiError;
+pub use create::hostname;
 pub use error::ContainerError;
-pub use exec::{ExecPipes, ExecProcess, ExecStreams};
+pub use exec::{ExecProcess, ExecStreams, Pipes};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
 pub use layers::Layers;
 pub use state::State;
@@ -98,6 +99,18 @@ impl Container {
         self.state.borrow().clone()
     }
 
+    /// Refuses if it is not running.
+    fn check_running(&self) -> Result<(), ContainerError> {
+        match self.state() {
+            State::Running { .. } => Ok(()),
+            state => Err(ContainerError::WrongState {
+                container_id: self.record.id.clone(),
+                state: state.name(),
+                needed: "running",
+            }),
+        }
+    }
+
     /// The resources as last updated.
     pub fn resources(&self) -> cri::LinuxContainerResources {
         self.resources.lock().expect("no panic holds it").clone()
@@ -149,7 +162,6 @@ pub struct Parts {
     pub seccomp: Arc<spec::seccomp::SeccompCache>,
     /// A longer line of output becomes several records, of this many bytes.
     pub log_line_max_bytes: u32,
-    pub seccomp_profile_root: PathBuf,
     /// Where CDI specification files are.
     pub cdi_dirs: Vec<PathBuf>,
 }

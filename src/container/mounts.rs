@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::layers::{Layers, Users};
-use super::spec::{Bind, BindSource, SandboxFile};
+use super::spec::{Bind, BindSource};
 use super::{ContainerError, Containers, blocking, volume};
 use crate::cri;
 use crate::image::Lease;
@@ -101,7 +101,7 @@ impl Containers {
                 make: bind.create_as_directory,
             },
             BindSource::Sandbox(file) => Source::Path {
-                path: origins.run_dir.join(name(*file)),
+                path: origins.run_dir.join(file.name()),
                 make: false,
             },
             BindSource::Image { image, sub_path } => {
@@ -121,16 +121,6 @@ impl Containers {
                 from: origins.volumes.get(*index).cloned().unwrap_or_default(),
             },
         })
-    }
-}
-
-/// The name of a pod's file in its run directory.
-fn name(file: SandboxFile) -> &'static str {
-    match file {
-        SandboxFile::Hosts => "hosts",
-        SandboxFile::Hostname => "hostname",
-        SandboxFile::ResolvConf => "resolv.conf",
-        SandboxFile::Shm => "shm",
     }
 }
 

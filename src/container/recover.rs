@@ -19,8 +19,8 @@ use crate::sys::pidfd::{self, Sight};
 
 impl Containers {
     /// Takes over a container of an earlier daemon. `snapshot` is what its pod's monitor says, if one answers; if it has
-    /// yet to, what the kernel shows counts until [`Containers::rejoin`]. What
-    /// was never answered for is undone, and a removal that was cut short is finished, in the background.
+    /// yet to, what the kernel shows counts until [`Containers::rejoin`]. What was never answered for is undone, and a
+    /// removal that was cut short is finished, in the background.
     pub async fn adopt(
         self: &Arc<Self>,
         stored: StoredContainer,

@@ -1,20 +1,13 @@
 //! ReopenContainerLog: the kubelet has renamed the log; go on in a new file at the old place.
 
-use super::{ContainerError, Containers, State, blocking, log};
+use super::{ContainerError, Containers, blocking, log};
 
 impl Containers {
     /// Swaps the log between two lines. A container that does not run gets an error, and no file.
     pub async fn reopen_log(&self, id: &str) -> Result<(), ContainerError> {
         let container = self.find(id)?;
         let id = &container.record.id;
-        let state = container.state();
-        if !matches!(state, State::Running { .. }) {
-            return Err(ContainerError::WrongState {
-                container_id: id.clone(),
-                state: state.name(),
-                needed: "running",
-            });
-        }
+        container.check_running()?;
         let Some(path) = container.record.log_path.clone() else {
             return Err(ContainerError::NoLog {
                 container_id: id.clone(),

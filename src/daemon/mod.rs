@@ -117,7 +117,6 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
         handlers: handlers.clone(),
         seccomp: Arc::new(SeccompCache::default()),
         log_line_max_bytes: config.log_line_max_bytes,
-        seccomp_profile_root: config.seccomp_profile_root.clone(),
         cdi_dirs: config.cdi_dirs.clone(),
     };
     let containers = Arc::new(Containers::new(parts, layers));

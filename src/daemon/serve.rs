@@ -58,7 +58,7 @@ pub fn listen(socket: &Path) -> Result<UnixListener, DaemonError> {
     Ok(listener)
 }
 
-/// Serves both services until SIGTERM or SIGINT; requests under way may end.
+/// Serves both services until SIGTERM or SIGINT. What requests under way have begun is for the next daemon to finish or undo.
 pub async fn serve(rooms: Rooms, listener: UnixListener) -> Result<(), DaemonError> {
     let runtime = RuntimeServiceServer::new(RuntimeApi::new(rooms.clone()))
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES)

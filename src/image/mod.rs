@@ -2,6 +2,7 @@
 //!
 //! [`Images`] is what other rooms hold. [`store`] keeps layers and image records on disk.
 
+pub mod digest;
 mod error;
 mod fs_info;
 mod glob;

@@ -17,7 +17,8 @@ use tokio::time::MissedTickBehavior;
 
 use self::flight::Flights;
 use self::progress::Progress;
-use super::reference::{Digest, Reference};
+use super::digest::Digest;
+use super::reference::Reference;
 use super::registry::{Auth, Client, Platform, RegistryError, RemoteLayer, Resolved, Session};
 use super::{ErrorKind, ImageConfig, ImageError, Images, LayerInfo, NewImage, Store};
 use crate::model::ImageId;

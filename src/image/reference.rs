@@ -6,6 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::digest::Digest;
+
 /// The domain of references that name none.
 pub const DEFAULT_DOMAIN: &str = "docker.io";
 /// The tag of references that have neither tag nor digest.
@@ -26,7 +28,7 @@ pub enum ReferenceError {
     #[error("image reference {text:?}: no repository name")]
     Empty { text: String },
     /// Longer than anything that is looked at.
-    #[error("image reference of {length} bytes: {part} may have at most {limit}")]
+    #[error("image reference: {part} of {length} bytes, where {limit} are the most")]
     TooLong {
         part: &'static str,
         length: usize,
@@ -54,95 +56,6 @@ pub enum ReferenceError {
     Digest { text: String },
 }
 
-/// A hash function that content may be named by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Algorithm {
-    Sha256,
-    Sha512,
-}
-
-/// The name of some content by its hash: `sha256:…` or `sha512:…` (OCI image-spec, descriptor, "Digests").
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest {
-    algorithm: Algorithm,
-    text: String,
-}
-
-impl Digest {
-    /// Names content whose hash is known.
-    pub(crate) fn of_hash(algorithm: Algorithm, hash: &[u8]) -> Self {
-        let mut text = String::with_capacity(7 + hash.len() * 2);
-        text.push_str(algorithm.prefix());
-        for byte in hash {
-            for nibble in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(nibble), 16).expect("a nibble is a hexadecimal digit"));
-            }
-        }
-        Self { algorithm, text }
-    }
-
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
-    }
-
-    /// The whole digest: algorithm, colon, digits.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// The digits alone.
-    pub fn hex(&self) -> &str {
-        &self.text[self.algorithm.prefix().len()..]
-    }
-}
-
-impl Algorithm {
-    fn prefix(self) -> &'static str {
-        match self {
-            Self::Sha256 => "sha256:",
-            Self::Sha512 => "sha512:",
-        }
-    }
-
-    fn hex_length(self) -> usize {
-        match self {
-            Self::Sha256 => 64,
-            Self::Sha512 => 128,
-        }
-    }
-}
-
-impl FromStr for Digest {
-    type Err = ReferenceError;
-
-    fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        let found = [Algorithm::Sha256, Algorithm::Sha512].into_iter().find(|algorithm| {
-            text.strip_prefix(algorithm.prefix()).is_some_and(|hex| {
-                hex.len() == algorithm.hex_length() && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-            })
-        });
-        match found {
-            Some(algorithm) => Ok(Self {
-                algorithm,
-                text: text.to_owned(),
-            }),
-            None => Err(ReferenceError::Digest { text: shortened(text) }),
-        }
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
 /// A normalised reference: the domain and the whole path are always there, and a tag or a digest or both.
 /// Its `Display` is the canonical form.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,7 +71,7 @@ impl Reference {
     pub fn parse(text: &str) -> Result<Self, ReferenceError> {
         if text.len() > TEXT_LIMIT {
             return Err(ReferenceError::TooLong {
-                part: "a reference",
+                part: "a text",
                 length: text.len(),
                 limit: TEXT_LIMIT,
             });
@@ -243,19 +156,6 @@ impl Reference {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// What a person would write: `busybox:1.36`, `user/thing@sha256:…`; other registries in full.
-    pub fn familiar(&self) -> String {
-        let name = if self.domain == DEFAULT_DOMAIN {
-            match self.path.strip_prefix(OFFICIAL) {
-                Some(official) if !official.contains('/') => official.to_owned(),
-                _ => self.path.clone(),
-            }
-        } else {
-            self.repository()
-        };
-        self.ended(name)
-    }
-
     /// The name that the image gets in `repo_tags` by this reference: the canonical tag, unless a digest decides.
     pub fn repo_tag(&self) -> Option<String> {
         match (&self.tag, &self.digest) {
@@ -267,18 +167,6 @@ impl Reference {
     /// The name of the content `digest` in this repository, as in `repo_digests`.
     pub fn repo_digest(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.repository())
-    }
-
-    fn ended(&self, mut name: String) -> String {
-        if let Some(tag) = &self.tag {
-            name.push(':');
-            name.push_str(tag);
-        }
-        if let Some(digest) = &self.digest {
-            name.push('@');
-            name.push_str(digest.as_str());
-        }
-        name
     }
 }
 
@@ -292,7 +180,14 @@ impl FromStr for Reference {
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.ended(self.repository()))
+        f.write_str(&self.repository())?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
     }
 }
 
@@ -385,7 +280,7 @@ fn is_tag(tag: &str) -> bool {
         && tag.bytes().all(|b| is_word(b) || b == b'.' || b == b'-')
 }
 
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     match text.char_indices().nth(160) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
@@ -440,20 +335,11 @@ mod tests {
     }
 
     #[test]
-    fn the_canonical_and_the_familiar_form_parse_to_the_same_reference() {
+    fn the_canonical_form_parses_to_the_same_reference() {
         for text in ["busybox", "user/thing:1", "localhost:5000/a/b", "docker.io/library/a/b"] {
             let reference = Reference::parse(text).unwrap();
             assert_eq!(Reference::parse(&reference.to_string()).unwrap(), reference);
-            assert_eq!(Reference::parse(&reference.familiar()).unwrap(), reference);
         }
-        assert_eq!(
-            Reference::parse("docker.io/library/busybox:1").unwrap().familiar(),
-            "busybox:1"
-        );
-        assert_eq!(
-            Reference::parse("quay.io/a/b").unwrap().familiar(),
-            "quay.io/a/b:latest"
-        );
     }
 
     #[test]
@@ -492,7 +378,7 @@ mod tests {
             ("a:.b", "not a tag"),
             ("a:b c", "not a tag"),
             (HEX, "image id"),
-            (&too_long, "at most 255"),
+            (&too_long, "a repository path of"),
             (&long_tag, "not a tag"),
             (&bad_digest, "not a digest"),
             (&upper_digest, "not a digest"),

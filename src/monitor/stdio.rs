@@ -23,15 +23,9 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Gives the memory back. Returns whether there was any.
-    pub fn release(&mut self) -> bool {
-        let had = self.chunk.capacity() + self.batch.capacity() > 0;
+    /// Gives the memory back.
+    pub fn release(&mut self) {
         *self = Self::default();
-        had
-    }
-
-    pub fn is_warm(&self) -> bool {
-        self.chunk.capacity() > 0
     }
 }
 

@@ -110,14 +110,6 @@ impl Plan {
     pub fn sandbox_id(&self) -> &SandboxId {
         &self.attachment.sandbox_id
     }
-
-    /// `embedded`, or the name of the CNI network.
-    pub fn network_name(&self) -> &str {
-        match &self.backend {
-            Backend::Embedded => "embedded",
-            Backend::Cni { network, .. } => network,
-        }
-    }
 }
 
 /// Which backend a plan is for, with what that backend must remember.

@@ -78,15 +78,3 @@ pub enum NetworkError {
     #[error("the embedded network has stopped")]
     Stopped,
 }
-
-/// The error with its causes, for a log line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
-}

@@ -13,6 +13,7 @@ mod error;
 pub mod netns;
 mod networks;
 mod pod_cidrs;
+mod record;
 
 pub use attachment::{Attached, Attachment, Dns, Plan, PortMapping, Protocol};
 pub use config::{Mode, NetworkConfig};

@@ -112,12 +112,15 @@ pub fn run_in<T: Send>(netns: impl AsFd + Sync, work: impl FnOnce() -> io::Resul
 /// Connects to `port` of the pod's localhost, IPv4 first, each within `deadline`.
 pub fn connect(path: &Path, port: u16, deadline: Duration) -> io::Result<TcpStream> {
     let netns = open(path)?;
-    run_in(&netns, || {
-        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-        TcpStream::connect_timeout(&v4, deadline)
-            .or_else(|error| TcpStream::connect_timeout(&v6, deadline).map_err(|_| error))
-    })
+    run_in(&netns, || connect_here(port, deadline))
+}
+
+/// As [`connect`], in the namespace of the calling thread.
+pub fn connect_here(port: u16, deadline: Duration) -> io::Result<TcpStream> {
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    TcpStream::connect_timeout(&v4, deadline)
+        .or_else(|error| TcpStream::connect_timeout(&v6, deadline).map_err(|_| error))
 }
 
 fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {

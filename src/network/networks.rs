@@ -7,6 +7,7 @@ use super::cni::{Cni, Discovery, Found};
 use super::embedded::{Embedded, Subnet};
 use super::pod_cidrs::{self, PodCidrFile};
 use super::{Attached, Attachment, Mode, NetworkConfig, NetworkError, Plan, PodNetwork};
+use crate::model::chain;
 
 /// Both networks of an instance.
 pub struct Networks {
@@ -157,7 +158,7 @@ impl Networks {
                 };
                 match self.embedded.probe().await {
                     Ok(()) => ready(format!("embedded network: {why}")),
-                    Err(error) => not_ready(format!("embedded network: {}", super::error::chain(&error))),
+                    Err(error) => not_ready(format!("embedded network: {}", chain(&error))),
                 }
             }
         }

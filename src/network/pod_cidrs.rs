@@ -1,8 +1,8 @@
 //! The pod CIDRs that the kubelet gives a node: what they may be, and the record of them.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use super::record::RecordFile;
 use super::{NetworkError, Subnet};
 
 /// Reads one network, or two of different families: `10.1.2.0/24,fd00::/64`.
@@ -44,41 +44,31 @@ fn check(subnet: &Subnet) -> Result<(), &'static str> {
 
 /// The file that holds them, so that a restart of the daemon keeps them.
 #[derive(Debug)]
-pub struct PodCidrFile(PathBuf);
+pub struct PodCidrFile(RecordFile);
 
 impl PodCidrFile {
     /// The file in `dir`.
     pub fn new(dir: &Path) -> Self {
-        Self(dir.join("pod-cidrs"))
+        Self(RecordFile::new(dir.join("pod-cidrs")))
     }
 
     /// Reads it; empty if there is none, or none that makes sense.
     pub fn read(&self) -> Result<Vec<Subnet>, NetworkError> {
-        match std::fs::read_to_string(&self.0) {
-            Ok(text) => Ok(parse(text.trim()).unwrap_or_else(|error| {
-                tracing::warn!(path = %self.0.display(), %error, "recorded pod CIDRs make no sense: ignoring them");
-                Vec::new()
-            })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(self.failed("read", error)),
-        }
+        let Some(content) = self.0.read()? else {
+            return Ok(Vec::new());
+        };
+        let text = String::from_utf8_lossy(&content);
+        Ok(parse(text.trim()).unwrap_or_else(|error| {
+            let path = self.0.path().display();
+            tracing::warn!(%path, %error, "recorded pod CIDRs make no sense: ignoring them");
+            Vec::new()
+        }))
     }
 
     /// Replaces it.
     pub fn write(&self, subnets: &[Subnet]) -> Result<(), NetworkError> {
-        let new = self.0.with_extension("new");
         let text = subnets.iter().map(Subnet::to_string).collect::<Vec<_>>().join(",");
-        std::fs::write(&new, text)
-            .and_then(|()| std::fs::rename(&new, &self.0))
-            .map_err(|error| self.failed("write", error))
-    }
-
-    fn failed(&self, op: &'static str, source: io::Error) -> NetworkError {
-        NetworkError::File {
-            op,
-            path: self.0.clone(),
-            source,
-        }
+        self.0.write(text.as_bytes())
     }
 }
 

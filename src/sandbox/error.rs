@@ -33,7 +33,7 @@ pub enum SandboxError {
     NameTaken { name: String, sandbox_id: SandboxId },
     #[error("another request is running a different pod sandbox named {name:?}")]
     NameBusy { name: String },
-    #[error("running the pod sandbox ended without a result")]
+    #[error("the work on the pod sandbox ended without a result")]
     Lost,
     #[error("{op} for pod sandbox {sandbox_id}")]
     Network {

@@ -3,14 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use crate::container::spec::SandboxFile;
 use crate::cri;
-
-/// What a pod's containers see as /etc/hostname, /etc/hosts and /etc/resolv.conf, in the pod's run directory; /dev/shm
-/// is a tmpfs beside them.
-pub const HOSTNAME: &str = "hostname";
-pub const HOSTS: &str = "hosts";
-pub const RESOLV_CONF: &str = "resolv.conf";
-pub const SHM: &str = "shm";
 
 /// The size that /dev/shm has in every runtime: 64 MiB.
 const SHM_BYTES: u64 = 64 * 1024 * 1024;
@@ -31,12 +25,12 @@ pub fn write(
             _ => Err(error),
         })?,
     };
-    for (name, content) in [
-        (HOSTNAME, format!("{hostname}\n").into_bytes()),
-        (HOSTS, hosts(hostname, own_network)),
-        (RESOLV_CONF, resolv_conf),
+    for (file, content) in [
+        (SandboxFile::Hostname, format!("{hostname}\n").into_bytes()),
+        (SandboxFile::Hosts, hosts(hostname, own_network)),
+        (SandboxFile::ResolvConf, resolv_conf),
     ] {
-        let path = dir.join(name);
+        let path = dir.join(file.name());
         std::fs::write(&path, content)?;
         if owner != 0 {
             std::os::unix::fs::chown(&path, Some(owner), Some(owner))?;
@@ -47,7 +41,7 @@ pub fn write(
 
 /// Mounts the pod's /dev/shm, for the user and group `owner`.
 pub fn mount_shm(dir: &Path, owner: u32) -> io::Result<()> {
-    let path = dir.join(SHM);
+    let path = dir.join(SandboxFile::Shm.name());
     std::fs::create_dir_all(&path)?;
     let shm = crate::sys::mount::tmpfs_of(owner, SHM_BYTES, 0o1777)?;
     let attributes = crate::sys::mount::Attributes {
@@ -62,7 +56,7 @@ pub fn mount_shm(dir: &Path, owner: u32) -> io::Result<()> {
 
 /// Unmounts the pod's /dev/shm. Fine if it is not mounted.
 pub fn unmount_shm(dir: &Path) -> io::Result<()> {
-    match rustix::mount::unmount(dir.join(SHM), rustix::mount::UnmountFlags::DETACH) {
+    match rustix::mount::unmount(dir.join(SandboxFile::Shm.name()), rustix::mount::UnmountFlags::DETACH) {
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
         done => done.map_err(Into::into),
     }

@@ -16,11 +16,6 @@ pub fn namespace_options(config: &cri::PodSandboxConfig) -> cri::NamespaceOption
         .unwrap_or_default()
 }
 
-/// Whether the pod lives in the node's network.
-pub fn is_host_network(config: &cri::PodSandboxConfig) -> bool {
-    namespace_options(config).network() == cri::NamespaceMode::Node
-}
-
 /// Refuses what no sandbox can be, naming the field.
 pub fn validate(config: &cri::PodSandboxConfig, driver: &CgroupDriver) -> Result<(), SandboxError> {
     let invalid = |what: String| Err(SandboxError::Invalid { what });

@@ -1,7 +1,7 @@
 //! PortForward: connections to the ports of a pod's localhost.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use super::{SandboxError, Sandboxes};
@@ -24,7 +24,7 @@ impl Sandboxes {
         let connected = blocking(move || {
             let connection = match path {
                 Some(path) => netns::connect(&path, port, DEADLINE),
-                None => connect_here(port),
+                None => netns::connect_here(port, DEADLINE),
             }?;
             connection.set_nonblocking(true)?;
             connection.set_nodelay(true)?;
@@ -36,11 +36,4 @@ impl Sandboxes {
             source,
         })
     }
-}
-
-fn connect_here(port: u16) -> io::Result<TcpStream> {
-    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    TcpStream::connect_timeout(&v4, DEADLINE)
-        .or_else(|error| TcpStream::connect_timeout(&v6, DEADLINE).map_err(|_| error))
 }

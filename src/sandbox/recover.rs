@@ -13,7 +13,7 @@ use crate::monitor::Access;
 use crate::store::{PodPhase, PodRecord, PodStatus, StoredPod};
 
 impl Sandboxes {
-    /// Takes over every pod of an earlier daemon, all at once, and returns the plans of those that hold a network.
+    /// Takes over every pod of an earlier daemon, all at once, and has the network free what belongs to none of them.
     pub async fn recover(self: &Arc<Self>) -> Result<(), SandboxError> {
         let mut torn = Vec::new();
         let pods = self.parts.store.load(|id, error| torn.push((id, error)))?;

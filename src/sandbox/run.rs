@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex};
 use prost::Message;
 use tokio::sync::oneshot;
 
-use super::limits::{is_host_network, namespace_options, validate};
+use super::limits::{namespace_options, validate};
 use super::{Inherited, Sandbox, SandboxError, Sandboxes, blocking, files, name_of, now_ns};
-use crate::container::spec;
+use crate::container::hostname;
+use crate::container::spec::namespaces::host_network;
+use crate::container::spec::{self, SandboxFile};
 use crate::cri;
 use crate::events::Kind;
 use crate::fault;
@@ -164,9 +166,8 @@ impl Sandboxes {
         let (told, monitor_pid) = oneshot::channel();
         let mounted = async {
             blocking(move || match own_ipc {
-                true => {
-                    files::mount_shm(&run_dir, owner).map_err(SandboxError::path("mount", run_dir.join(files::SHM)))
-                }
+                true => files::mount_shm(&run_dir, owner)
+                    .map_err(SandboxError::path("mount", run_dir.join(SandboxFile::Shm.name()))),
                 false => Ok(()),
             })
             .await?;
@@ -252,7 +253,7 @@ impl Sandboxes {
         runtime_handler: String,
     ) -> Result<PodRecord, SandboxError> {
         let place = self.place(id, &config)?;
-        let netns = (!is_host_network(&config)).then(|| self.parts.netns_dir.join(id));
+        let netns = (!host_network(&config)).then(|| self.parts.netns_dir.join(id));
         let network = match &netns {
             None => None,
             Some(netns) => {
@@ -373,19 +374,11 @@ struct PodNetwork {
     attached: Option<Attached>,
 }
 
-/// The pod's host name: its own, or the node's with the node's network and where the request names none.
-pub fn hostname(config: &cri::PodSandboxConfig) -> String {
-    if !config.hostname.is_empty() && !is_host_network(config) {
-        return config.hostname.clone();
-    }
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
 fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> SandboxSpec {
     let options = namespace_options(&record.config);
     SandboxSpec {
         // With the node's network the node's name goes with it.
-        hostname: (!is_host_network(&record.config)).then(|| hostname(&record.config)),
+        hostname: (!host_network(&record.config)).then(|| hostname(&record.config)),
         new_ipc: options.ipc() != cri::NamespaceMode::Node,
         new_pid: options.pid() == cri::NamespaceMode::Pod,
         sysctls: sysctls

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Sandbox, SandboxError, Sandboxes, blocking, files};
+use crate::container::spec::SandboxFile;
 use crate::events::Kind;
 use crate::fault;
 use crate::model::chain;
@@ -120,7 +121,7 @@ impl Sandboxes {
             if let Some(netns) = netns {
                 netns::remove(&netns).map_err(SandboxError::path("remove the network namespace", &netns))?;
             }
-            files::unmount_shm(&run_dir).map_err(SandboxError::path("unmount", run_dir.join(files::SHM)))
+            files::unmount_shm(&run_dir).map_err(SandboxError::path("unmount", run_dir.join(SandboxFile::Shm.name())))
         })
         .await
     }

@@ -14,9 +14,10 @@ use crate::sys::cgroup::Cgroup;
 impl Sandboxes {
     /// Changes the resources of a ready sandbox. They survive a restart of the daemon.
     pub async fn update_resources(&self, request: cri::UpdatePodSandboxResourcesRequest) -> Result<(), SandboxError> {
-        self.check_ready(&request.pod_sandbox_id)?;
         let sandbox = self.find(&request.pod_sandbox_id)?;
         let _ending = sandbox.ending.lock().await;
+        // It may have been stopped while we waited.
+        self.check_ready(sandbox.record.id.as_str())?;
         let asked = request.resources.clone().unwrap_or_default();
         let total = with_overhead(asked, &request.overhead.clone().unwrap_or_default());
         let mut limits = spec::resources::convert(&total)?;

@@ -284,29 +284,53 @@ pub fn last_frame(ending: Ending, idle: Duration) -> Duration {
     }
 }
 
-/// The next to be sent; none once all was, or the client is gone: whoever still holds the other end of the queue then
-/// must not keep the connection open.
-pub async fn next_outgoing(outgoing: &mut mpsc::Receiver<Outgoing>, gone: &CancellationToken) -> Option<Outgoing> {
-    tokio::select! {
-        // What was queued before, such as why the client is gone, comes first.
-        biased;
-        next = outgoing.recv() => next,
-        () = gone.cancelled() => None,
-    }
+/// What is to be sent on a connection, as its writer sees it.
+pub struct Outbox {
+    queue: mpsc::Receiver<Outgoing>,
+    gone: CancellationToken,
+    activity: Arc<Activity>,
+    idle: Duration,
 }
 
-/// Sends by way of `send`, which returns once the connection has taken everything. False if it did not: it failed, the
-/// client is gone, or it took nothing for too long.
-pub async fn delivered<E>(send: impl Future<Output = Result<(), E>>, gone: &CancellationToken, idle: Duration) -> bool {
-    tokio::select! {
-        // What the connection takes at once is sent even if the client is gone: it may be why.
-        biased;
-        sent = send => sent.is_ok(),
-        () = gone.cancelled() => false,
-        () = tokio::time::sleep(idle) => {
-            tracing::debug!("a streaming client takes nothing: it is let go of");
-            false
+impl Outbox {
+    /// The next to be sent; none once all was, or the client is gone: whoever still holds the other end of the queue
+    /// then must not keep the connection open.
+    pub async fn next(&mut self) -> Option<Outgoing> {
+        tokio::select! {
+            // What was queued before, such as why the client is gone, comes first.
+            biased;
+            next = self.queue.recv() => next,
+            () = self.gone.cancelled() => None,
         }
+    }
+
+    /// Sends by way of `send`, which returns once the connection has taken everything. False if it did not: it failed,
+    /// the client is gone, or it took nothing for too long.
+    pub async fn deliver<E>(&self, send: impl Future<Output = Result<(), E>>) -> bool {
+        let delivered = tokio::select! {
+            // What the connection takes at once is sent even if the client is gone: it may be why.
+            biased;
+            sent = send => sent.is_ok(),
+            () = self.gone.cancelled() => false,
+            () = tokio::time::sleep(self.idle) => {
+                tracing::debug!("a streaming client takes nothing: it is let go of");
+                false
+            }
+        };
+        if delivered {
+            self.activity.touch();
+        }
+        delivered
+    }
+
+    /// Sends the last frame by way of `send`, if the connection takes it in time. The client then has time to close.
+    pub async fn close<E>(self, ending: Ending, send: impl Future<Output = Result<(), E>>) {
+        let _ = tokio::time::timeout(last_frame(ending, self.idle), send).await;
+    }
+
+    /// Nothing is sent any more, and nobody waits for the client.
+    pub fn give_up(self) {
+        self.gone.cancel();
     }
 }
 
@@ -324,8 +348,8 @@ pub struct Link {
 
 impl Link {
     /// A new connection, and what is to be sent on it.
-    pub fn new(idle: Duration) -> (Self, mpsc::Receiver<Outgoing>) {
-        let (queue, outgoing) = mpsc::channel(WAITING);
+    pub fn new(idle: Duration) -> (Self, Outbox) {
+        let (queue, receiver) = mpsc::channel(WAITING);
         let link = Self {
             queue,
             gone: CancellationToken::new(),
@@ -333,7 +357,13 @@ impl Link {
             room: Arc::new(Semaphore::new(ROOM)),
             idle,
         };
-        (link, outgoing)
+        let outbox = Outbox {
+            queue: receiver,
+            gone: link.gone.clone(),
+            activity: link.activity.clone(),
+            idle,
+        };
+        (link, outbox)
     }
 
     /// Closes the connection once everything was sent and the client has closed its side. Closing earlier would make

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
@@ -16,9 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::channel::{
-    CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame, linger, next_outgoing,
-};
+use super::channel::{CHUNK, Ending, Feed, Link, Outbox, Outgoing, Reader, Writer, inbound, last_frame, linger};
 
 /// The largest message that is taken, in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
@@ -50,7 +47,7 @@ pub fn start<T>(socket: WebSocketStream<T>, count: u8, coding: Coding, idle: Dur
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (link, outgoing) = Link::new(idle);
+    let (link, outbox) = Link::new(idle);
     let (sink, stream) = socket.split();
     let mut feeds = Vec::new();
     let mut channels = Vec::new();
@@ -60,7 +57,7 @@ where
         channels.push((reader, Writer::new(&link, number.into(), link.gone.child_token())));
     }
     tokio::spawn(read_all(stream, feeds, link.clone(), coding));
-    tokio::spawn(write_all(sink, outgoing, link.clone(), coding));
+    tokio::spawn(write_all(sink, outbox, coding));
     (link, channels)
 }
 
@@ -150,39 +147,22 @@ fn close(ending: Ending) -> Message {
     }))
 }
 
-async fn write_all<T>(
-    mut sink: SplitSink<WebSocketStream<T>, Message>,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-    link: Link,
-    coding: Coding,
-) where
+async fn write_all<T>(mut sink: SplitSink<WebSocketStream<T>, Message>, mut outbox: Outbox, coding: Coding)
+where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let Link {
-        queue,
-        gone,
-        activity,
-        idle,
-        ..
-    } = link;
-    // The writer must not keep its own queue open.
-    drop(queue);
-    while let Some(outgoing) = next_outgoing(&mut outgoing, &gone).await {
+    while let Some(outgoing) = outbox.next().await {
         let message = match outgoing {
             Outgoing::Data { stream, bytes } => encode(stream, &bytes, coding),
-            Outgoing::Close { ending } => {
-                let _ = tokio::time::timeout(last_frame(ending, idle), sink.send(close(ending))).await;
-                return;
-            }
+            Outgoing::Close { ending } => return outbox.close(ending, sink.send(close(ending))).await,
             // A channel has neither a beginning nor an end of its own in this direction.
             _ => continue,
         };
-        if !delivered(sink.send(message), &gone, idle).await {
+        if !outbox.deliver(sink.send(message)).await {
             break;
         }
-        activity.touch();
     }
-    gone.cancel();
+    outbox.give_up();
 }
 
 fn encode(channel: u32, bytes: &[u8], coding: Coding) -> Message {

@@ -1,6 +1,6 @@
 //! The kernel, fenced. The only room with `unsafe`; wrappers take and return owned file descriptors, and their
 //! `io::Error`s say which operation failed on what.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the fence: nowhere else")]
 
 pub mod bpf;
 pub mod capability;

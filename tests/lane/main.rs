@@ -3,13 +3,13 @@
 //! Needs root, `hack/build`, and CRISP_TEST_CGROUP_DRIVER=systemd.
 
 mod apparmor;
-#[path = "../pods/fixture.rs"]
-#[allow(dead_code)]
+#[path = "../pods/fixture/mod.rs"]
+#[allow(dead_code, reason = "the tests of pods use the rest")]
 mod fixture;
 #[path = "../support/handlers.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tests of pods use the rest")]
 mod handlers;
 #[path = "../pods/registry.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the tests of pods use the rest")]
 mod registry;
 mod systemd;

@@ -310,7 +310,6 @@ fn make_root(root: &Path) {
 }
 
 /// Both ends of a pipe whose reader is this process.
-#[allow(clippy::missing_panics_doc)]
 pub fn pipe() -> (std::io::PipeReader, OwnedFd) {
     let (reader, writer) = std::io::pipe().unwrap();
     (reader, writer.into())

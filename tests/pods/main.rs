@@ -13,6 +13,7 @@ mod fixture;
 mod foreign_client;
 #[path = "../support/handlers.rs"]
 mod handlers;
+mod image_volumes;
 mod images;
 mod life;
 mod limits;

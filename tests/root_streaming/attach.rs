@@ -10,13 +10,13 @@ use crisp::cri::NamespaceMode;
 use crate::node::{Node, eventually};
 
 /// Somebody who attached, and the lines that they see.
-struct Attached {
-    child: Child,
+pub struct Attached {
+    pub child: Child,
     lines: Receiver<String>,
 }
 
 impl Attached {
-    fn new(node: &Node, transport: &str, container: &str) -> Self {
+    pub fn new(node: &Node, transport: &str, container: &str) -> Self {
         let mut command = node.crictl(["attach", "-i", "-r", transport, container]);
         let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -29,12 +29,12 @@ impl Attached {
         Self { child, lines }
     }
 
-    fn say(&mut self, text: &str) {
+    pub fn say(&mut self, text: &str) {
         self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
     /// Types `word`, over and over, until it comes back: attaching takes a moment.
-    fn ready(&mut self, word: &str) {
+    pub fn ready(&mut self, word: &str) {
         for _ in 0..100 {
             self.say(&format!("echo {word}\n"));
             if self.sees(word, Duration::from_millis(200)) {
@@ -44,7 +44,7 @@ impl Attached {
         panic!("nothing comes back");
     }
 
-    fn sees(&self, word: &str, patience: Duration) -> bool {
+    pub fn sees(&self, word: &str, patience: Duration) -> bool {
         while let Ok(line) = self.lines.recv_timeout(patience) {
             if line == word {
                 return true;
@@ -54,7 +54,7 @@ impl Attached {
     }
 }
 
-const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn several_attach_and_one_leaves() {

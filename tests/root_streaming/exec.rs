@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use crisp::cri::NamespaceMode;
 use sha2::{Digest, Sha256};
@@ -11,7 +10,7 @@ use crate::node::{Node, eventually, fed};
 
 const SIZE: usize = 100 << 20;
 
-fn hash(bytes: &[u8]) -> String {
+pub fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -149,12 +148,13 @@ fn streams_stay_apart_and_the_exit_code_is_told() {
     });
 }
 
-/// `crictl` on a terminal of its own, by script(1).
+/// `crictl` on a terminal of its own, by script(1), for a minute.
 fn on_terminal(crictl: &Command, before: &str) -> Command {
     let words = std::iter::once(crictl.get_program()).chain(crictl.get_args());
     let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().unwrap())).collect();
+    let bounded = format!("{before}; exec timeout --foreground 60 {}", words.join(" "));
     let mut script = Command::new("script");
-    script.args(["-qec", &format!("{before}; exec {}", words.join(" ")), "/dev/null"]);
+    script.args(["-qec", &bounded, "/dev/null"]);
     script
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -162,29 +162,33 @@ fn on_terminal(crictl: &Command, before: &str) -> Command {
     script
 }
 
+/// What `crictl` says on a terminal of 33 rows and 77 columns, where `typed` is typed once `sign` is to be seen.
+pub fn typing(crictl: &Command, sign: &str, typed: &[u8]) -> String {
+    let mut child = on_terminal(crictl, "stty rows 33 cols 77").spawn().unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (mut said, mut typed, mut part) = (String::new(), Some(typed), [0; 1024]);
+    loop {
+        let length = stdout.read(&mut part).unwrap();
+        if length == 0 {
+            break;
+        }
+        said += std::str::from_utf8(&part[..length]).expect("ASCII");
+        if let Some(typed) = typed.take_if(|_| said.contains(sign)) {
+            stdin.write_all(typed).unwrap();
+        }
+    }
+    child.wait().unwrap();
+    said
+}
+
 #[test]
 fn a_terminal_has_the_client_s_size_and_hangs_up_when_the_client_is_killed() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
     for transport in ["spdy", "websocket"] {
-        let words = [
-            "exec",
-            "-it",
-            "-r",
-            transport,
-            &container,
-            "sh",
-            "-c",
-            "tty; sleep 1; stty size; cat; exit 4",
-        ];
-        let mut child = on_terminal(&node.crictl(words), "stty rows 33 cols 77")
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        std::thread::sleep(Duration::from_secs(2));
-        stdin.write_all(b"typed\r\x04").unwrap();
-        let done = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        let script = "tty; sleep 1; stty size; echo now; cat; exit 4";
+        let words = ["exec", "-it", "-r", transport, &container, "sh", "-c", script];
+        let said = typing(&node.crictl(words), "now", b"typed\r\x04");
         for part in ["/dev/pts/", "33 77", "typed\r\ntyped", "exit code 4"] {
             assert!(said.contains(part), "{transport}: no {part:?} in {said:?}");
         }

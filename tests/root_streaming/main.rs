@@ -11,5 +11,6 @@ mod registry;
 mod spdy;
 mod stalled;
 mod tls;
+mod userns;
 mod websocket;
 mod wire;

@@ -158,11 +158,15 @@ impl Node {
     }
 
     pub fn pod(&self, network: NamespaceMode) -> String {
+        self.pod_with(NamespaceOption {
+            network: network.into(),
+            ..NamespaceOption::default()
+        })
+    }
+
+    /// A pod with these namespaces.
+    pub fn pod_with(&self, options: NamespaceOption) -> String {
         self.wait(async {
-            let options = NamespaceOption {
-                network: network.into(),
-                ..NamespaceOption::default()
-            };
             let security = LinuxSandboxSecurityContext {
                 namespace_options: Some(options),
                 ..Default::default()

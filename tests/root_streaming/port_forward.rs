@@ -12,13 +12,13 @@ use crisp::network::netns;
 use crate::node::{Node, eventually};
 
 /// crictl, forwarding; killed when dropped.
-struct Forwarding {
+pub struct Forwarding {
     child: Child,
     port: u16,
 }
 
 impl Forwarding {
-    fn new(node: &Node, transport: &str, pod: &str, port: u16) -> Self {
+    pub fn new(node: &Node, transport: &str, pod: &str, port: u16) -> Self {
         let mut child = node
             .crictl(["port-forward", "-r", transport, pod, &format!("0:{port}")])
             .spawn()
@@ -35,7 +35,7 @@ impl Forwarding {
         Self { child, port: local }
     }
 
-    fn connect(&self) -> TcpStream {
+    pub fn connect(&self) -> TcpStream {
         let connection = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         connection
@@ -53,7 +53,7 @@ fn reset(connection: TcpStream) {
     rustix::net::sockopt::set_socket_linger(&connection, Some(Duration::ZERO)).unwrap();
 }
 
-fn text(connection: &mut TcpStream) -> String {
+pub fn text(connection: &mut TcpStream) -> String {
     let mut text = String::new();
     connection.read_to_string(&mut text).unwrap();
     text

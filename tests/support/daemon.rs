@@ -75,7 +75,7 @@ impl Machine {
                         .enable_all()
                         .build();
                     // What others have mounted goes when they like.
-                    unmount_below(&["/tmp", "/var/tmp", "/run/netns"].map(Path::new));
+                    unmount_below(&["/run", "/tmp", "/var/tmp"].map(Path::new));
                     let mut machine = Machine::new(name);
                     machine.sh("ip link set lo up");
                     runtime.expect("threads").block_on(body(&mut machine));

@@ -30,7 +30,7 @@ pub fn handler() -> String {
 }
 
 /// Whether that is an external runtime.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "not all suites that have this file ask")]
 pub fn is_external() -> bool {
     !handler().is_empty()
 }

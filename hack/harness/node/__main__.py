@@ -6,15 +6,13 @@ All of it happens below one directory, in a network namespace and below a cgroup
 import argparse
 import shutil
 import sys
-import time
 
-from harness import owner, paths, process, tools
+from harness import command, paths
 from harness.containerd import Containerd
 from harness.crisp import Crisp
 from harness.node import probes
 from harness.node.play import Play
-from harness.screen import Screen, StepFailed
-from harness.undo import Interrupted, Undo
+from harness.undo import Undo
 
 
 def arguments():
@@ -32,10 +30,9 @@ def keep_logs(play):
             shutil.copyfile(holder.log, logs / f"node-{name}.log")
 
 
-def run(screen, kind, what):
+def on(kind, what, screen):
     """What `what` gives of a kubelet on that runtime."""
     with Undo() as undo:
-        undo.push("the owner of target", owner.give_back)
         play = Play(undo, screen, kind)
         try:
             return what(play)
@@ -49,25 +46,18 @@ def compare(screen):
         play.set_up()
         return probes.measure(play)
 
-    probes.tell(screen, {kind.name: run(screen, kind, cost) for kind in (Containerd, Crisp)})
+    probes.tell(screen, {kind.name: on(kind, cost, screen) for kind in (Containerd, Crisp)})
 
 
 def main():
     args = arguments()
-    screen = Screen()
-    try:
+
+    def work(_, screen):
         if args.probes:
             compare(screen)
         else:
-            run(screen, Crisp, Play.play)
-    except Interrupted as interrupted:
-        print(f"interrupted by {interrupted}; everything is cleaned up", file=sys.stderr)
-        return 130
-    except (StepFailed, process.ProcessError, tools.ToolError) as failed:
-        print(f"\nthe node test FAILED after {screen.done} steps: {failed}", file=sys.stderr)
-        return 1
-    print(f"\nall {screen.done} steps as they should be, in {time.monotonic() - screen.began:.1f} s")
-    return 0
+            on(Crisp, Play.play, screen)
+    return command.play("the node test", work)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,18 @@ pub enum SandboxFile {
     Shm,
 }
 
+impl SandboxFile {
+    /// Its name in the sandbox's run directory.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+            Self::Hostname => "hostname",
+            Self::ResolvConf => "resolv.conf",
+            Self::Shm => "shm",
+        }
+    }
+}
+
 /// What a bind mount shows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BindSource {

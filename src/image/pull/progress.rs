@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::image::reference::{Digest, Reference};
+use crate::image::digest::Digest;
+use crate::image::reference::Reference;
 use crate::image::registry::RemoteLayer;
 
 /// Counts of one pull. A layer that another pull fetches counts by that one's meter.

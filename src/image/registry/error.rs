@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::image::ErrorKind;
-use crate::image::reference::Digest;
+use crate::image::digest::Digest;
 
 /// Errors of the registry client. No variant holds a secret: addresses are without query and user part, and the
 /// texts of registries are cut and freed of control characters.

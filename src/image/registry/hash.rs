@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256, Sha512};
 
-use crate::image::reference::{Algorithm, Digest};
+use crate::image::digest::{Algorithm, Digest};
 
 pub(super) enum Hasher {
     Sha256(Sha256),

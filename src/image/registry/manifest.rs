@@ -5,7 +5,7 @@ use serde::de::IgnoredAny;
 
 use super::error::RegistryError;
 use super::platform::Platform;
-use crate::image::reference::Digest;
+use crate::image::digest::Digest;
 
 pub(super) const ACCEPT: &str = "application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
@@ -278,7 +278,7 @@ fn unsupported(digest: &Digest, why: String) -> RegistryError {
 #[cfg(test)]
 mod tests {
     use super::{DOCKER_LIST, Manifest, OCI_INDEX, OCI_MANIFEST, choose, diff_ids};
-    use crate::image::reference::{Algorithm, Digest};
+    use crate::image::digest::{Algorithm, Digest};
     use crate::image::registry::Platform;
     use crate::image::registry::hash::digest_of;
     use serde_json::{Value, json};

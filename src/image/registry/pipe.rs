@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::hash::Hasher;
-use crate::image::reference::Digest;
+use crate::image::digest::Digest;
 
 /// The reader is woken for this many bytes; the writer waits while more than the other number are queued.
 const WORTH_WAKING: usize = 256 * 1024;
@@ -275,7 +275,7 @@ impl Drop for Reader {
 #[cfg(test)]
 mod tests {
     use super::{Verdict, pipe};
-    use crate::image::reference::Algorithm;
+    use crate::image::digest::Algorithm;
     use crate::image::registry::hash::digest_of;
     use bytes::Bytes;
     use std::io::Read;

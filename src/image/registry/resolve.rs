@@ -9,7 +9,7 @@ use super::manifest::{self, Manifest};
 use super::platform::Platform;
 use super::request::{Ask, Endpoint, body};
 use super::session::{Capability, Session};
-use crate::image::reference::{Algorithm, Digest};
+use crate::image::digest::{Algorithm, Digest};
 
 /// What the specification asks clients to take at least (distribution-spec, "Pushing Manifests").
 const MANIFEST_LIMIT: u64 = 4 * 1024 * 1024;

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::archive::printable;
-use super::below::{Below, Found, is_opaque};
+use super::below::{Below, Found, ends, is_opaque};
 use super::record::LayerMeta;
 use super::unpack::Unpacked;
 use super::{LayerError, LayerInfo, Store};
@@ -286,13 +286,7 @@ impl Copy<'_> {
         if path.is_empty() {
             return Ok(());
         }
-        let ends = path
-            .iter()
-            .enumerate()
-            .filter(|(_, byte)| **byte == b'/')
-            .map(|(at, _)| at)
-            .chain([path.len()]);
-        for end in ends {
+        for end in ends(path) {
             let (above, name) = match path[..end].iter().rposition(|byte| *byte == b'/') {
                 Some(at) => (&path[..at], &path[at + 1..end]),
                 None => (&b""[..], &path[..end]),

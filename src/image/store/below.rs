@@ -25,6 +25,12 @@ const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
 
+/// Where each directory on the way ends in `path`, and `path` itself.
+pub(super) fn ends(path: &[u8]) -> impl Iterator<Item = usize> {
+    let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+    slashes.map(|(at, _)| at).chain([path.len()])
+}
+
 impl Below {
     pub(super) fn nothing() -> Self {
         Self(Vec::new())
@@ -47,14 +53,8 @@ impl Below {
     /// Looks a path up; symlinks are not followed, neither on the way nor at its end.
     pub(super) fn find(&self, path: &[u8]) -> rustix::io::Result<Found> {
         let mut visible: Vec<&OwnedFd> = self.0.iter().collect();
-        let ends = path
-            .iter()
-            .enumerate()
-            .filter(|(_, byte)| **byte == b'/')
-            .map(|(at, _)| at)
-            .chain([path.len()]);
         let mut found = Found::Nothing;
-        for end in ends {
+        for end in ends(path) {
             let mut deeper = Vec::new();
             found = Found::Nothing;
             for layer in visible {

@@ -87,35 +87,6 @@ impl Store {
         self.enter(record, config)
     }
 
-    /// Adds a tag or digest to an image that is here already, taking the tag from the image that had it. `None` if
-    /// there is no such image.
-    pub fn add_reference(
-        &self,
-        image_id: &ImageId,
-        repo_tag: Option<String>,
-        repo_digest: Option<String>,
-    ) -> Result<Option<Arc<Image>>, ImageError> {
-        let Some(hex) = hex_of(image_id.as_str()) else {
-            return Ok(None);
-        };
-        let _commit = self.lock_commits();
-        let known = self
-            .lock()
-            .images
-            .get(image_id)
-            .filter(|known| known.listed)
-            .map(|known| (known.record.clone(), known.image.clone()));
-        let Some((old, image)) = known else { return Ok(None) };
-        let mut record = old.clone();
-        record.add(repo_tag.clone(), repo_digest);
-        if (&record.repo_tags, &record.repo_digests) == (&old.repo_tags, &old.repo_digests) {
-            return Ok(Some(image));
-        }
-        self.take_tag(image_id.as_str(), repo_tag.as_deref())?;
-        record.replace(&self.layout.manifest(hex))?;
-        self.enter(record, image.config.clone()).map(Some)
-    }
-
     /// Takes the tag from the image that has it, unless that is `image_id`. The record of the one that loses it is
     /// written first: in between nobody has the tag, which a pull mends; two that have it would be a lie.
     fn take_tag(&self, image_id: &str, repo_tag: Option<&str>) -> Result<(), ImageError> {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::link;
 use super::plan::veth_name;
 use super::worker::{Worker, kernel};
-use crate::model::SandboxId;
-use crate::network::{NetworkError, error};
+use crate::model::{SandboxId, chain};
+use crate::network::NetworkError;
 
 /// How soon, and how often, to look whether the kernel has removed a link. A look costs it no lock.
 const LOOK: Duration = Duration::from_millis(50);
@@ -71,7 +71,7 @@ impl Worker {
         if self.departures.next_look.is_some_and(|at| at <= now) {
             for (id, since) in self.departures.leaving.clone() {
                 if let Err(error) = self.look_at(&id, now.saturating_duration_since(since)) {
-                    tracing::warn!(sandbox_id = %id, error = %error::chain(&error), "the end of a DEL failed; trying again");
+                    tracing::warn!(sandbox_id = %id, error = %chain(&error), "the end of a DEL failed; trying again");
                     self.departures.leaving.insert(id, now);
                 }
             }
@@ -80,7 +80,7 @@ impl Worker {
         if self.departures.end_of_idleness().is_some_and(|at| at <= now) {
             self.departures.idle_since = None;
             if let Err(error) = self.dismantle_if_idle() {
-                tracing::warn!(error = %error::chain(&error), "the pod network without pods stays");
+                tracing::warn!(error = %chain(&error), "the pod network without pods stays");
             }
         }
     }

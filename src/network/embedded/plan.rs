@@ -1,7 +1,6 @@
 //! Names and networks: which ones this instance takes, and the record of it.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rand::Rng;
@@ -11,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::subnet::Subnet;
 use crate::model::SandboxId;
 use crate::network::NetworkError;
+use crate::network::record::RecordFile;
 
 /// Settings of the embedded network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,40 +151,24 @@ pub fn is_veth_name(name: &str) -> bool {
 
 /// The file that holds the [`Layout`].
 #[derive(Debug)]
-pub struct LayoutFile(PathBuf);
+pub struct LayoutFile(RecordFile);
 
 impl LayoutFile {
     /// The file in `dir`.
     pub fn new(dir: &Path) -> Self {
-        Self(dir.join("subnet"))
+        Self(RecordFile::new(dir.join("subnet")))
     }
 
     /// Reads it; `None` if there is none that makes sense.
     pub fn read(&self) -> Result<Option<Layout>, NetworkError> {
-        match std::fs::read(&self.0) {
-            Ok(text) => Ok(serde_json::from_slice(&text)
-                .ok()
-                .filter(|layout: &Layout| !layout.subnets.is_empty())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failed("read", error)),
-        }
+        let layout = self.0.read()?.and_then(|text| serde_json::from_slice(&text).ok());
+        Ok(layout.filter(|layout: &Layout| !layout.subnets.is_empty()))
     }
 
     /// Replaces it.
     pub fn write(&self, layout: &Layout) -> Result<(), NetworkError> {
-        let new = self.0.with_extension("new");
-        let text = serde_json::to_vec(layout).expect("a layout is plain data");
-        std::fs::write(&new, text)
-            .and_then(|()| std::fs::rename(&new, &self.0))
-            .map_err(|e| self.failed("write", e))
-    }
-
-    fn failed(&self, op: &'static str, source: io::Error) -> NetworkError {
-        NetworkError::File {
-            op,
-            path: self.0.clone(),
-            source,
-        }
+        self.0
+            .write(&serde_json::to_vec(layout).expect("a layout is plain data"))
     }
 }
 

@@ -12,9 +12,9 @@ use super::nft::{forward, hostports, table};
 use super::plan::{EmbeddedConfig, Layout, LayoutFile, is_veth_name, veth_name};
 use super::subnet::Subnet;
 use super::{conntrack, route, shape, sysctl};
-use crate::model::SandboxId;
+use crate::model::{SandboxId, chain};
 use crate::network::bandwidth::Bandwidth;
-use crate::network::{Attached, Attachment, NetworkError, PortMapping, Protocol, error, netns};
+use crate::network::{Attached, Attachment, NetworkError, PortMapping, Protocol, netns};
 use crate::sys::netlink::{Family, Socket};
 
 const POD_LINK: &str = "eth0";
@@ -91,7 +91,7 @@ impl Worker {
         if connected.is_err()
             && let Err(error) = self.del(id)
         {
-            tracing::warn!(sandbox_id = %id, error = %error::chain(&error), "could not undo a failed ADD; DEL will");
+            tracing::warn!(sandbox_id = %id, error = %chain(&error), "could not undo a failed ADD; DEL will");
         }
         connected
     }

@@ -12,9 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::SpdyError;
 use super::frame::{self, Control, HEAD, Head};
 use super::headers::{Headers, Packer, Unpacker};
-use crate::streaming::channel::{
-    CHUNK, Ending, Feed, Link, Outgoing, Reader, Writer, delivered, inbound, last_frame, next_outgoing,
-};
+use crate::streaming::channel::{CHUNK, Ending, Feed, Link, Outbox, Outgoing, Reader, Writer, inbound};
 
 /// The most streams that are open at a time.
 const MAX_STREAMS: usize = 2048;
@@ -37,7 +35,7 @@ pub struct Stream {
 /// Serves SPDY on `io`, which ends when nothing moves on it for `idle`.
 pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, idle: Duration) -> Session {
     let (read, write) = tokio::io::split(io);
-    let (link, outgoing) = Link::new(idle);
+    let (link, outbox) = Link::new(idle);
     let open = Arc::new(Open::default());
     let (offer, streams) = mpsc::channel(16);
     let reading = Reading {
@@ -48,7 +46,7 @@ pub fn start<T: AsyncRead + AsyncWrite + Send + 'static>(io: T, idle: Duration) 
         unpacker: Unpacker::default(),
     };
     tokio::spawn(reading.run(read));
-    tokio::spawn(write_all(write, outgoing, open, link.clone()));
+    tokio::spawn(write_all(write, outbox, open));
     Session { link, streams }
 }
 
@@ -258,24 +256,10 @@ impl Reading {
 }
 
 /// Writes what is queued, until the last frame or the client's end.
-async fn write_all<T: AsyncWrite>(
-    mut write: WriteHalf<T>,
-    mut outgoing: mpsc::Receiver<Outgoing>,
-    open: Arc<Open>,
-    link: Link,
-) {
-    let Link {
-        queue,
-        gone,
-        activity,
-        idle,
-        ..
-    } = link;
-    // The writer must not keep its own queue open.
-    drop(queue);
+async fn write_all<T: AsyncWrite>(mut write: WriteHalf<T>, mut outbox: Outbox, open: Arc<Open>) {
     let mut packer = Packer::default();
     let mut last = 0;
-    while let Some(outgoing) = next_outgoing(&mut outgoing, &gone).await {
+    while let Some(outgoing) = outbox.next().await {
         let (head, bytes) = match outgoing {
             Outgoing::Data { stream, bytes } if open.can_send(stream) => {
                 (frame::data(stream, false, bytes.len()).to_vec(), bytes)
@@ -302,17 +286,15 @@ async fn write_all<T: AsyncWrite>(
                     write.write_all(&frame).await?;
                     write.shutdown().await
                 };
-                let _ = tokio::time::timeout(last_frame(ending, idle), closing).await;
-                return;
+                return outbox.close(ending, closing).await;
             }
         };
         let mut frame = Bytes::from(head).chain(bytes);
-        if !delivered(write.write_all_buf(&mut frame), &gone, idle).await {
+        if !outbox.deliver(write.write_all_buf(&mut frame)).await {
             break;
         }
-        activity.touch();
     }
-    gone.cancel();
+    outbox.give_up();
 }
 
 #[cfg(test)]

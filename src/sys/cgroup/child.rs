@@ -58,12 +58,6 @@ impl Child {
         &self.dir
     }
 
-    /// The file to which a process writes `0` to join. Slow when nothing was moved lately; see
-    /// [`Child::directory_fd`].
-    pub fn procs_fd(&self) -> io::Result<OwnedFd> {
-        processes::open_for_writing(&self.dir.join("cgroup.procs"))
-    }
-
     /// The directory, for clone3(2) with `CLONE_INTO_CGROUP`: the way in that waits for nothing.
     pub fn directory_fd(&self) -> io::Result<OwnedFd> {
         processes::open_directory(&self.dir)

@@ -8,11 +8,11 @@
 //! Paths always count from a hierarchy's root. The caller's own cgroup is never looked at nor used as a base.
 //!
 //! # Joining
-//! A process joins when it writes `0` to what [`Cgroup::procs_fds`] returns. A migration through `cgroup.procs` takes
-//! a kernel-wide semaphore whose first taker waits for an RCU grace period (5 to 28 ms measured); two ways avoid it:
-//! a single thread that moves itself through the v1 file `tasks` does not take it (cgroup_procs_write_start() in
-//! kernel/cgroup/cgroup.c, since Linux 5.5), nor does clone3(2) with `CLONE_INTO_CGROUP`. [`Cgroup::join_fds`] gives
-//! what these two need; the joining process must be single-threaded, as a freshly forked one is.
+//! A process joins when it writes `0` to `cgroup.procs` in every hierarchy. That takes a kernel-wide semaphore whose
+//! first taker waits for an RCU grace period (5 to 28 ms measured). Two ways avoid it: a single thread that moves
+//! itself through the v1 file `tasks` does not take it (cgroup_procs_write_start() in kernel/cgroup/cgroup.c, since
+//! Linux 5.5), nor does clone3(2) with `CLONE_INTO_CGROUP`. [`Cgroup::join_fds`] gives what these two need; the joining
+//! process must be single-threaded, as a freshly forked one is.
 
 mod apply;
 mod child;

@@ -43,7 +43,7 @@ fn from_text(what: &'static str, text: &str) -> Result<Option<Asked>, SpecError>
 }
 
 /// The seccomp filter; nothing said is unconfined, as is everything privileged.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "the CRI's old field still counts where the new one is not set")]
 pub fn seccomp(context: &cri::LinuxContainerSecurityContext) -> Result<Option<SeccompSource>, SpecError> {
     const WHAT: &str = "seccomp profile";
     let asked = match &context.seccomp {
@@ -65,7 +65,7 @@ pub fn seccomp(context: &cri::LinuxContainerSecurityContext) -> Result<Option<Se
 
 /// The AppArmor profile. A host without AppArmor is told apart: only a profile that somebody wrote for this
 /// container is worth failing for.
-#[allow(deprecated)]
+#[expect(deprecated, reason = "the CRI's old field still counts where the new one is not set")]
 pub fn apparmor(context: &cri::LinuxContainerSecurityContext, host: &HostFacts) -> Result<Option<String>, SpecError> {
     const WHAT: &str = "AppArmor profile";
     let asked = match &context.apparmor {
@@ -96,7 +96,7 @@ pub fn apparmor(context: &cri::LinuxContainerSecurityContext, host: &HostFacts) 
 }
 
 #[cfg(test)]
-#[allow(deprecated)]
+#[expect(deprecated, reason = "the CRI's old field still counts where the new one is not set")]
 mod tests {
     use super::super::super::host::AppArmor;
     use super::*;

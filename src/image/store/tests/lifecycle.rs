@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::images::{found, layer, new, put};
 use super::tape::{Tape, digest};
 use super::{Place, names, open, wait_for_trash};
-use crate::image::{ErrorKind, ImageConfig, ImageError, ImageUser, Images};
+use crate::image::{ErrorKind, ImageConfig, ImageError, ImageUser, Images, NewImage};
 use crate::model::ImageId;
 
 #[test]
@@ -98,19 +98,16 @@ fn references_gather_and_tags_move() {
         ["docker.io/library/app:1", "docker.io/library/other:1"]
     );
     assert_eq!(again.repo_digests.len(), 2);
-    place
-        .store
-        .add_reference(&first.id, Some("quay.io/app:2".into()), None)
-        .unwrap()
-        .unwrap();
+    let elsewhere = NewImage {
+        repo_tag: Some("quay.io/app:2".into()),
+        repo_digest: None,
+        ..new("other:1", "1", &layers)
+    };
+    place.store.put_image(elsewhere.clone()).unwrap();
     assert_eq!(found(&place.store, "quay.io/app:2"), Some(first.id.clone()));
     // The same again changes nothing.
-    let same = place
-        .store
-        .add_reference(&first.id, Some("quay.io/app:2".into()), None)
-        .unwrap()
-        .unwrap();
-    assert_eq!(same.repo_tags.len(), 3);
+    let same = place.store.put_image(elsewhere).unwrap();
+    assert_eq!((same.repo_tags.len(), same.repo_digests.len()), (3, 2));
 
     let second = put(&place.store, "app:1", "2", &layers);
     assert_ne!(first.id, second.id);
@@ -121,14 +118,6 @@ fn references_gather_and_tags_move() {
         assert_eq!(loser.repo_digests.len(), 2);
         place.reopen();
     }
-    let unknown = ImageId::new(digest(b"unknown"));
-    assert!(
-        place
-            .store
-            .add_reference(&unknown, Some("x:1".into()), None)
-            .unwrap()
-            .is_none()
-    );
 }
 
 #[test]
@@ -454,7 +443,8 @@ fn a_full_disk_fails_pulls_and_not_removals() {
     with_small_disk(|dir| {
         let store = open(dir);
         store.settle().unwrap();
-        let first = put(&store, "first:1", "1", &[layer(&store, "first")]);
+        let firsts = [layer(&store, "first")];
+        let first = put(&store, "first:1", "1", &firsts);
         let held = put(&store, "held:1", "2", &[layer(&store, "held")]);
         let lease = store.hold(&held.id).unwrap();
         let archive = Tape::new().file("big", vec![1; 8 << 20]).end();
@@ -476,9 +466,11 @@ fn a_full_disk_fails_pulls_and_not_removals() {
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Exhausted);
         assert_eq!(found(&store, "pulled:1"), None);
-        assert!(store.add_reference(&first.id, Some("x:1".into()), None).is_err());
+        let error = store.put_image(new("x:1", "1", &firsts)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exhausted);
+        assert_eq!(found(&store, "x:1"), None);
         assert_eq!(found(&store, "first:1"), Some(first.id.clone()));
-        drop(pulled);
+        drop((pulled, firsts));
 
         store.remove_image(&held.id).unwrap();
         store.remove_image(&first.id).unwrap();
