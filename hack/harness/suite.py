@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from harness import owner, paths
+from harness import endpoint, owner, paths
 from harness.crisp import HANDLERS
 from harness.undo import Interrupted, Undo
 
@@ -176,10 +176,25 @@ def _telling(text):
     return told or lines
 
 
+def _on_endpoint(args):
+    try:
+        return 0 if endpoint.run(args.endpoint, args.test, args.skipped) else 1
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted}", file=sys.stderr)
+        return 130
+
+
 def main():
     parser = argparse.ArgumentParser(prog="hack/test", description=__doc__)
     parser.add_argument("--only", action="append", choices=STAGES, metavar="STAGE", help="only this stage: " + ", ".join(STAGES))
+    parser.add_argument("--endpoint", nargs="?", const="containerd", metavar="RUNTIME",
+                        help="instead, the black-box tests on another runtime: the distribution's containerd, or crisp, as daemons of our own, "
+                        "or what listens on the socket that is named")
+    parser.add_argument("--test", action="append", default=[], metavar="TEXT", help="with --endpoint: only tests whose names contain this")
+    parser.add_argument("--skipped", action="store_true", help="with --endpoint: only what hack/endpoint.skips skips; each of it must fail")
     args = parser.parse_args()
+    if args.endpoint:
+        return _on_endpoint(args)
     LOGS.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     chosen = args.only or list(STAGES)

@@ -11,7 +11,7 @@ use crate::userns::own_users;
 
 /// A specification file of one device, `crisp.test/<class>=it`.
 fn specify(class: &str, edits: &serde_json::Value) {
-    let dir = world().dir.join("cdi/etc");
+    let dir = world().crisps_dir().join("cdi/etc");
     fs::create_dir_all(&dir).unwrap();
     let spec = serde_json::json!({
         "cdiVersion": "0.6.0", "kind": format!("crisp.test/{class}"),

@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
-use crate::{handlers, registry};
+use crate::{endpoint, handlers, registry};
 
 /// An address of the host, beside loopback.
 pub const HOST_ADDRESS: &str = "192.0.2.2";
@@ -33,6 +33,9 @@ ip route add default via 192.0.2.1 dev uplink
 
 /// How long what must happen may take, on a machine that does a lot else.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a runtime may be silent: beyond that it hangs.
+const SILENCE: Duration = Duration::from_secs(120);
 
 /// What the daemon and the clients allow a message to be.
 pub const MESSAGE_LIMIT: usize = 16 << 20;
@@ -62,12 +65,17 @@ pub fn cgroup_driver() -> &'static str {
 
 /// Waits for the answer of an RPC.
 pub fn ask<T>(asked: impl Future<Output = Answer<T>>) -> Result<T, Status> {
-    wait(asked).map(Response::into_inner)
+    let asked = runtime().block_on(async { tokio::time::timeout(SILENCE, asked).await });
+    asked
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer in {SILENCE:?}"))))
+        .map(Response::into_inner)
 }
 
 /// Waits for a future.
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
-    runtime().block_on(future)
+    runtime()
+        .block_on(async { tokio::time::timeout(SILENCE, future).await })
+        .expect("an end in time")
 }
 
 /// Waits until `look` gives something.
@@ -82,11 +90,11 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A daemon on a machine whose network is its own.
+/// A daemon on a machine whose network is its own; or another runtime where it is.
 pub struct World {
-    pub dir: PathBuf,
+    dir: PathBuf,
     pub socket: PathBuf,
-    holder: Mutex<Child>,
+    holder: Mutex<Option<Child>>,
     netns: File,
     daemon: Mutex<Option<Child>>,
     channel: Mutex<Channel>,
@@ -103,13 +111,23 @@ pub fn world() -> &'static World {
     }
     // SAFETY: `end` is a function of this program and touches only what lives as long as the program.
     AT_EXIT.get_or_init(|| unsafe { libc::atexit(end) });
-    WORLD.get_or_init(|| World::new("shared"))
+    WORLD.get_or_init(|| match endpoint::socket() {
+        Some(socket) => World::at(socket),
+        None => World::new("shared"),
+    })
+}
+
+fn new_directory(name: &str) -> PathBuf {
+    let dir = std::env::temp_dir().join(format!("crisp-pods-{}-{name}", std::process::id()));
+    fs::create_dir(&dir).expect("a directory of our own");
+    dir
 }
 
 impl World {
+    /// A crispd, and a network for it.
     pub fn new(name: &str) -> Self {
-        let dir = PathBuf::from(format!("/tmp/crisp-pods-{}-{name}", std::process::id()));
-        fs::create_dir(&dir).expect("a directory of our own");
+        endpoint::only_crisp("a daemon of the test's own");
+        let dir = new_directory(name);
         // It says when it is inside, and ends when this program does, by the pipe to it.
         let mut holder = Command::new("unshare")
             .args(["--net", "sh", "-ec", &format!("{NETWORK}\necho inside; exec cat")])
@@ -123,21 +141,39 @@ impl World {
             .expect("its word");
         assert_eq!(line, "inside\n");
         let netns = File::open(format!("/proc/{}/ns/net", holder.id())).expect("the holder lives");
-        registry::serve(netns::run_in(&netns, || TcpListener::bind(registry::ADDRESS)).expect("a free port"));
         let socket = dir.join("d/run/crisp.sock");
         let (daemon, channel) = Self::start(&dir, &socket, &netns, None);
-        let world = Self {
+        Self {
             dir,
             socket,
-            holder: Mutex::new(holder),
+            holder: Mutex::new(Some(holder)),
             netns,
             daemon: Mutex::new(Some(daemon)),
             channel: Mutex::new(channel),
-        };
-        for image in [TOOLBOX, "talkative", "silent"] {
-            world.pull(&registry::reference(image)).expect("the registry has it");
         }
-        world
+        .with_images()
+    }
+
+    /// The runtime that listens at `socket`, on the network that it is in.
+    fn at(socket: PathBuf) -> Self {
+        let netns = endpoint::network(endpoint::pid(&socket));
+        Self {
+            dir: new_directory("endpoint"),
+            channel: Mutex::new(connect(&socket)),
+            socket,
+            holder: Mutex::new(None),
+            netns,
+            daemon: Mutex::new(None),
+        }
+        .with_images()
+    }
+
+    fn with_images(self) -> Self {
+        registry::serve(self.inside(|| TcpListener::bind(registry::ADDRESS)).expect("a free port"));
+        for image in [TOOLBOX, "talkative", "silent"] {
+            self.pull(&registry::reference(image)).expect("the registry has it");
+        }
+        self
     }
 
     fn start(dir: &Path, socket: &Path, netns: &File, fault: Option<&str>) -> (Child, Channel) {
@@ -207,7 +243,18 @@ impl World {
     }
 
     pub fn daemon_pid(&self) -> u32 {
-        lock(&self.daemon).as_ref().expect("it runs").id()
+        endpoint::pid(&self.socket)
+    }
+
+    /// Where crispd has its files, and the directories that its settings name.
+    pub fn crisps_dir(&self) -> &Path {
+        endpoint::only_crisp("its own files");
+        &self.dir
+    }
+
+    /// The same, where a test looks there only besides.
+    pub fn if_crisp(&self) -> Option<&Path> {
+        endpoint::socket().is_none().then_some(&self.dir)
     }
 
     /// Ends everything. Nothing here may panic or use a thread's own values: the program may be ending.
@@ -219,8 +266,10 @@ impl World {
             );
             let _ = daemon.wait();
         }
-        let _ = lock(&self.holder).kill();
-        let _ = lock(&self.holder).wait();
+        if let Some(mut holder) = lock(&self.holder).take() {
+            let _ = holder.kill();
+            let _ = holder.wait();
+        }
         if std::env::var_os("CRISP_TEST_KEEP").is_none() {
             let _ = fs::remove_dir_all(&self.dir);
         }
@@ -274,6 +323,9 @@ impl World {
         name: &str,
         change: impl FnOnce(&mut cri::PodSandboxConfig),
     ) -> Result<Pod, Status> {
+        if handler != handlers::handler() {
+            endpoint::only_crisp("runtime handlers of its settings");
+        }
         let mut config = pod_config(name, &self.directory("logs").join(name));
         change(&mut config);
         let request = cri::RunPodSandboxRequest {

@@ -475,7 +475,7 @@ fn an_image_that_is_a_volume_is_told_and_kept_while_its_container_lives() {
     let tag = reference("volume");
     let image_id = world.pull(&tag).unwrap();
     let ballast = || {
-        let layers = fs::read_dir(world.dir.join("d/lib/images/layers")).unwrap();
+        let layers = fs::read_dir(world.crisps_dir().join("d/lib/images/layers")).unwrap();
         layers
             .filter(|layer| layer.as_ref().unwrap().path().join("diff/ballast").exists())
             .count()

@@ -113,7 +113,7 @@ fn parent_of(pid: i64) -> i64 {
 
 /// The directory of the pod's run directory that runtimes use.
 fn runtime_dir(pod: &Pod) -> PathBuf {
-    pod.world.dir.join("d/run/pods").join(&pod.id).join("runtime")
+    pod.world.crisps_dir().join("d/run/pods").join(&pod.id).join("runtime")
 }
 
 fn born_and_looked_at(handler: &str) {
@@ -227,7 +227,7 @@ fn outlives_its_daemon(handler: &str) {
         assert_left(&pod, handler, &c);
     }
     assert!(
-        !Path::new(&own.0.dir)
+        !Path::new(&own.0.crisps_dir())
             .join("d/run/pods")
             .read_dir()
             .unwrap()

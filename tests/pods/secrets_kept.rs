@@ -188,7 +188,7 @@ fn the_sockets_and_directories_are_roots_alone() {
     let pod = world().pod("modes");
     let socket = fs::metadata(&world().socket).unwrap();
     assert_eq!((socket.permissions().mode() & 0o777, socket.uid()), (0o600, 0));
-    let run = world().dir.join("d/run");
+    let run = world().crisps_dir().join("d/run");
     let monitor = fs::metadata(run.join("pods").join(&pod.id).join("monitor.sock")).unwrap();
     assert_eq!(
         monitor.permissions().mode() & 0o077,
@@ -197,9 +197,9 @@ fn the_sockets_and_directories_are_roots_alone() {
         monitor.permissions().mode()
     );
     // Nobody but root comes near the files of containers.
-    let mut path = world().dir.join("d/lib/pods").join(&pod.id);
+    let mut path = world().crisps_dir().join("d/lib/pods").join(&pod.id);
     let mut closed = false;
-    while path.starts_with(world().dir.join("d")) {
+    while path.starts_with(world().crisps_dir().join("d")) {
         closed |= fs::metadata(&path).unwrap().permissions().mode() & 0o001 == 0;
         path.pop();
     }

@@ -113,7 +113,7 @@ fn files_have_the_images_owners_inside_and_on_the_disk() {
              touch /home/alice/{mark}; chown 1000:1000 /home/alice/{mark}; mv /home/alice /home/bob; ls -ln /data >&1"
         ));
         assert_eq!(c.sh("stat -c %u:%g /data/note /home/bob/mark*"), "1000:50\n1000:1000");
-        let mut owners: Vec<_> = named(&world().dir.join("d"), &mark)
+        let mut owners: Vec<_> = named(&world().crisps_dir().join("d"), &mark)
             .iter()
             .map(|path| {
                 let found = fs::symlink_metadata(path).unwrap();
@@ -123,7 +123,7 @@ fn files_have_the_images_owners_inside_and_on_the_disk() {
         owners.sort();
         assert_eq!(owners, [(0, 0), (1000, 1000)], "on the node's disk");
         c.remove().unwrap();
-        assert_eq!(named(&world().dir.join("d"), &mark), Vec::<PathBuf>::new());
+        assert_eq!(named(&world().crisps_dir().join("d"), &mark), Vec::<PathBuf>::new());
     }
 }
 
@@ -502,8 +502,8 @@ fn the_next_daemon_goes_on_with_it() {
         assert_eq!(first.sh("cat /dev/shm/x"), "shared");
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(world.dir.to_str().unwrap()), "mounts remain: {mounts}");
-    assert_eq!(fs::read_dir(world.dir.join("d/run/netns")).unwrap().count(), 0);
+    assert!(!mounts.contains(world.crisps_dir().to_str().unwrap()), "mounts remain: {mounts}");
+    assert_eq!(fs::read_dir(world.crisps_dir().join("d/run/netns")).unwrap().count(), 0);
 }
 
 /// Side by side, so that whatever else the machine does is in both.
