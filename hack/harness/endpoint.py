@@ -25,6 +25,10 @@ _SKIPS = paths.HACK / "endpoint.skips"
 _SILENCE_SECONDS = 300
 
 
+# What tests/support/endpoint.rs says.
+_LEFT_OUT = ("only crisp: ", "the runtime lacks: ")
+
+
 class Skips:
     """One line each: `suite::test: reason`."""
 
@@ -77,7 +81,7 @@ class Suite:
         for name, told in re.findall(r"^---- (\S+) stdout ----\n(.*?)(?=^---- |^failures:$)", text, re.M | re.S):
             # The first that it said: what followed is the unwinding.
             needs = re.search(r"panicked at .*\n(.*)", told)
-            if needs and needs[1].startswith("only crisp: "):
+            if needs and needs[1].startswith(_LEFT_OUT):
                 outcomes[f"{self.name}::{name}"] = needs[1]
         return outcomes
 
@@ -113,15 +117,15 @@ class Run:
             outcomes = suite.run(chosen, environment, log)
             for test in chosen:
                 outcome = outcomes.get(test, "did not end")
-                if outcome.startswith("only crisp: "):
-                    self.left_out.setdefault(outcome.removeprefix("only crisp: "), []).append(test)
+                if outcome.startswith(_LEFT_OUT):
+                    self.left_out.setdefault(outcome, []).append(test)
                 else:
                     (self.passed if outcome == "ok" else self.failed).append((test, outcome))
 
     def report(self, name, skipped):
         """Gives whether all is as it should be."""
         for needs, tests in sorted(self.left_out.items()):
-            print(f"  left out, {len(tests)} need {needs}")
+            print(f"  left out {len(tests)}, {needs}")
         wrong = self.passed if skipped else self.failed
         for test, outcome in wrong:
             print(f"  {'PASSES, but is skipped' if skipped else outcome} {test}")
@@ -146,7 +150,7 @@ def run(name, words=(), skipped=False):
         log = paths.CACHE / "logs" / "test-endpoint-tests.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        socket = name
+        runtime, socket = None, name
         if name in RUNTIMES:
             netns = Netns(undo)
             registry.Registry(netns, directory, undo).provide("bench")
@@ -156,5 +160,8 @@ def run(name, words=(), skipped=False):
         environment = dict(os.environ, CRISP_TEST_ENDPOINT=str(socket), TMPDIR=str(directory))
         run.tests(environment, log, words, skipped)
         good = run.report(name, skipped)
+        if runtime and not runtime.daemon.alive():
+            print(f"{name} ended in the middle, with {runtime.stop()}:\n{runtime.daemon.tail()}")
+            good = False
         print(f"in {time.monotonic() - took:.0f} s; the log: {log}")
         return good

@@ -16,7 +16,7 @@ use crisp::network::netns;
 use hyper_util::rt::TokioIo;
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use crate::{endpoint, handlers, registry};
 
@@ -66,9 +66,22 @@ pub fn cgroup_driver() -> &'static str {
 /// Waits for the answer of an RPC.
 pub fn ask<T>(asked: impl Future<Output = Answer<T>>) -> Result<T, Status> {
     let asked = runtime().block_on(async { tokio::time::timeout(SILENCE, asked).await });
-    asked
-        .unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer in {SILENCE:?}"))))
-        .map(Response::into_inner)
+    let answer = asked.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer in {SILENCE:?}"))));
+    if let Err(refusal) = &answer {
+        endpoint::lacks_method(refusal);
+    }
+    answer.map(Response::into_inner)
+}
+
+/// Whether this is the code of a refusal. The CRI has no table of codes; the kubelet knows two of them: the others are crisp's own
+/// choice, and of another runtime only the refusal is asked.
+pub fn is_code(refusal: &Status, code: Code) -> bool {
+    refusal.code() == code || endpoint::socket().is_some() && !matches!(code, Code::NotFound | Code::DeadlineExceeded)
+}
+
+/// Whether a refusal has these words: crisp's own.
+pub fn says(refusal: &Status, words: &str) -> bool {
+    refusal.message().contains(words) || endpoint::socket().is_some()
 }
 
 /// Waits for a future.
@@ -169,7 +182,10 @@ impl World {
     }
 
     fn with_images(self) -> Self {
-        registry::serve(self.inside(|| TcpListener::bind(registry::ADDRESS)).expect("a free port"));
+        registry::serve(
+            self.inside(|| TcpListener::bind(registry::ADDRESS))
+                .expect("a free port"),
+        );
         for image in [TOOLBOX, "talkative", "silent"] {
             self.pull(&registry::reference(image)).expect("the registry has it");
         }
@@ -328,6 +344,10 @@ impl World {
         }
         let mut config = pod_config(name, &self.directory("logs").join(name));
         change(&mut config);
+        // A kubelet names the others.
+        if config.hostname.is_empty() && options(&mut config.clone()).network() != NamespaceMode::Node {
+            config.hostname = name.to_owned();
+        }
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: handler.to_owned(),
@@ -395,7 +415,6 @@ pub fn pod_config(name: &str, logs: &Path) -> cri::PodSandboxConfig {
             namespace: "tests".to_owned(),
             attempt: 0,
         }),
-        hostname: name.to_owned(),
         log_directory: logs.display().to_string(),
         ..Default::default()
     }
@@ -639,6 +658,17 @@ impl Container {
         };
         let answer = ask(self.world.runtime().container_status(request)).expect("it is there");
         serde_json::from_str(&answer.info["info"]).expect("JSON")
+    }
+
+    /// The path of its cgroup, in every hierarchy.
+    pub fn cgroup(&self) -> String {
+        let told = self.info()["cgroup"].as_str().map(str::to_owned);
+        told.unwrap_or_else(|| {
+            let paths = fs::read_to_string(format!("/proc/{}/cgroup", self.pid())).expect("it lives");
+            let memory = |line: &&str| line.contains(":memory:") || line.starts_with("0::");
+            let line = paths.lines().find(memory).expect("it has one");
+            line.splitn(3, ':').nth(2).expect("a path").to_owned()
+        })
     }
 
     /// Of its first process, on the host.

@@ -5,7 +5,7 @@ use std::fs;
 use crisp::cri::{self, Capability, SecurityProfile};
 use tonic::Code;
 
-use crate::fixture::{Container, int, sandbox_security, security, world};
+use crate::fixture::{Container, int, is_code, sandbox_security, says, security, world};
 use crate::handlers::handler;
 
 const CHOWN: u64 = 1 << 0;
@@ -144,7 +144,7 @@ fn seccomp_filters_the_first_process_and_execs_alike() {
         security(&mut config).seccomp = profile(kind, path);
         let refused = pod.try_create(config.clone()).err().expect("no such profile");
         assert!(
-            refused.message().contains(path) && refused.code() == Code::InvalidArgument,
+            says(&refused, path) && refused.code() == Code::InvalidArgument,
             "{refused}"
         );
     }
@@ -188,7 +188,7 @@ fn masked_and_read_only_paths() {
     assert_eq!(cgroup.stdout, "", "cgroups are writable from inside");
     let mut config = pod.config("bad", &["true"]);
     security(&mut config).masked_paths = words(&["relative"]);
-    assert_eq!(pod.try_create(config).err().unwrap().code(), Code::InvalidArgument);
+    assert!(is_code(&pod.try_create(config).err().unwrap(), Code::InvalidArgument));
 }
 
 #[test]

@@ -226,7 +226,7 @@ fn pressure_and_swap_are_told_where_the_kernel_counts_them() {
             "a second at a fifth of a processor, and {waited} ns waited"
         );
     }
-    let cgroup = c.info()["cgroup"].as_str().unwrap().to_owned();
+    let cgroup = c.cgroup();
     let counts_swap = [
         format!("/sys/fs/cgroup{cgroup}/memory.swap.current"),
         format!("/sys/fs/cgroup/memory{cgroup}/memory.memsw.usage_in_bytes"),

@@ -189,6 +189,23 @@ impl Node {
         RuntimeServiceClient::new(self.channel().await)
     }
 
+    fn sandbox(&self, security: Option<LinuxSandboxSecurityContext>) -> PodSandboxConfig {
+        let metadata = PodSandboxMetadata {
+            name: "pod".into(),
+            namespace: self.uid.clone(),
+            uid: self.uid.clone(),
+            attempt: 0,
+        };
+        PodSandboxConfig {
+            metadata: Some(metadata),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: security,
+                ..Default::default()
+            }),
+            ..PodSandboxConfig::default()
+        }
+    }
+
     pub fn pod(&self, network: NamespaceMode) -> String {
         self.wait(async {
             let options = NamespaceOption {
@@ -199,20 +216,7 @@ impl Node {
                 namespace_options: Some(options),
                 ..Default::default()
             };
-            let metadata = PodSandboxMetadata {
-                name: "pod".into(),
-                namespace: self.uid.clone(),
-                uid: self.uid.clone(),
-                attempt: 0,
-            };
-            let config = PodSandboxConfig {
-                metadata: Some(metadata),
-                linux: Some(LinuxPodSandboxConfig {
-                    security_context: Some(security),
-                    ..Default::default()
-                }),
-                ..PodSandboxConfig::default()
-            };
+            let config = self.sandbox(Some(security));
             let request = RunPodSandboxRequest {
                 config: Some(config),
                 runtime_handler: crate::handlers::handler(),
@@ -247,7 +251,7 @@ impl Node {
             let request = CreateContainerRequest {
                 pod_sandbox_id: pod.to_owned(),
                 config: Some(config),
-                sandbox_config: Some(PodSandboxConfig::default()),
+                sandbox_config: Some(self.sandbox(None)),
             };
             let id = client
                 .create_container(request)
@@ -368,7 +372,11 @@ impl Drop for Node {
 /// A word for the pods of one node.
 fn uid() -> String {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
-    format!("streaming-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "streaming-{}-{}",
+        std::process::id(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 pub fn run(command: &mut Command) {

@@ -24,6 +24,22 @@ pub fn only_crisp(needs: &str) {
     assert!(socket().is_none(), "only crisp: {needs}");
 }
 
+/// Ends the test because the runtime does not say that it has `what`.
+#[allow(dead_code)]
+pub fn lacks(what: &str) -> ! {
+    // So too.
+    panic!("the runtime lacks: {what}");
+}
+
+/// Ends the test if this says that another runtime was written before the CRI had the method.
+#[allow(dead_code)]
+pub fn lacks_method(refusal: &tonic::Status) {
+    let generated = refusal.message().contains("method ");
+    if socket().is_some() && refusal.code() == tonic::Code::Unimplemented && generated {
+        lacks(refusal.message());
+    }
+}
+
 /// Who listens on `socket`, by the kernel's word.
 pub fn pid(socket: &Path) -> u32 {
     let connected = UnixStream::connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
