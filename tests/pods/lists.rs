@@ -21,6 +21,14 @@ fn all<T>(mut stream: Streaming<T>) -> Vec<T> {
     })
 }
 
+/// As they come, oldest first: crisp's own order, of which the CRI says nothing.
+fn in_order<T: Ord>(mut ids: Vec<T>) -> Vec<T> {
+    if endpoint::socket().is_some() {
+        ids.sort();
+    }
+    ids
+}
+
 /// All that a method streams; nothing where another runtime was written before the method: the list stands alone there.
 fn streamed<T>(asked: impl Future<Output = Answer<Streaming<T>>>) -> Option<Vec<T>> {
     match wait(asked) {
@@ -83,11 +91,11 @@ fn pods_by_id_state_and_labels_together() {
     let filter = cri::PodSandboxFilter::default;
     let (red_id, blue_id) = (red.id.clone(), blue.id.clone());
     assert_eq!(
-        pods(cri::PodSandboxFilter {
+        in_order(pods(cri::PodSandboxFilter {
             label_selector: yes(),
             ..filter()
-        }),
-        [red_id.clone(), blue_id.clone()],
+        })),
+        in_order(vec![red_id.clone(), blue_id.clone()]),
         "oldest first"
     );
     for (asked, expected) in [
@@ -214,11 +222,8 @@ fn containers_by_id_pod_state_and_labels_together() {
         ),
         (by_label, vec![&created.id, &elsewhere.id]),
     ] {
-        assert_eq!(
-            containers(asked.clone()).iter().collect::<Vec<_>>(),
-            expected,
-            "{asked:?}"
-        );
+        let found = containers(asked.clone());
+        assert_eq!(in_order(found.iter().collect()), in_order(expected), "{asked:?}");
     }
 }
 

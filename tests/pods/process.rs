@@ -161,11 +161,10 @@ fn an_exec_that_cannot_run_says_why() {
         denied.message().to_lowercase().contains("permission denied"),
         "{denied}"
     );
-    assert_eq!(c.try_exec(&[], 5).unwrap_err().code(), Code::InvalidArgument);
-    assert_eq!(
-        c.try_exec(&["echo", "nul\0"], 5).unwrap_err().code(),
-        Code::InvalidArgument
-    );
+    for command in [&[][..], &["echo", "nul\0"]] {
+        let refused = c.try_exec(command, 5).unwrap_err();
+        assert!(is_code(&refused, Code::InvalidArgument), "{refused}");
+    }
     // The daemon and the container are as before.
     assert_eq!(c.sh("echo fine"), "fine");
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use crisp::cri::{self, ContainerState};
 use tonic::Code;
 
+use crate::endpoint;
 use crate::fixture::{
     Container, OwnWorld, Pod, World, ask, image, int, is_code, options, resources, says, security, world,
 };
@@ -15,6 +16,7 @@ use crate::registry::reference;
 const EXTERNAL: [(&str, &str); 2] = [("runc", "/usr/sbin/runc"), ("crun", "/usr/bin/crun")];
 
 fn pod_by(world: &'static World, handler: &str, name: &str) -> Pod {
+    endpoint::only_crisp("runtime handlers of its settings");
     world
         .try_pod_by(handler, name, |_| {})
         .unwrap_or_else(|error| panic!("pod {name}: {error}"))
@@ -22,6 +24,7 @@ fn pod_by(world: &'static World, handler: &str, name: &str) -> Pod {
 
 #[test]
 fn status_lists_the_handlers_with_what_each_says_of_itself() {
+    endpoint::only_crisp("runtime handlers of its settings");
     let status = ask(world().runtime().status(cri::StatusRequest::default())).unwrap();
     let told: Vec<(String, bool, bool)> = status
         .runtime_handlers

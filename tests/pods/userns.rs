@@ -436,6 +436,7 @@ fn with_the_nodes_network_it_is_a_guest_there() {
 #[test]
 fn user_namespaces_that_cannot_be_are_refused_by_name() {
     use NamespaceMode::{Container as Own, Node, Pod as Pods, Target};
+    support();
     let two = [mapping(FIRST), mapping(FIRST)].concat();
     let with = |length, container_id| {
         vec![cri::IdMapping {
