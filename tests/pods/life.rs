@@ -97,7 +97,11 @@ fn grace_then_kill() {
     let began = Instant::now();
     c.stop(0).unwrap();
     assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
-    // Neither created nor running with grace: a created one ends without one.
+}
+
+#[test]
+fn a_container_that_never_ran_ends_without_grace() {
+    let pod = world().pod("grace-created");
     let c = pod.create("created", &["sleep", "1000"], |_| {});
     let began = Instant::now();
     c.stop(20).unwrap();

@@ -184,6 +184,11 @@ fn masked_and_read_only_paths() {
         "for d in /sys/fs/cgroup/*/; do mkdir $d/x && echo made in $d; done",
     ]);
     assert_eq!(cgroup.stdout, "", "cgroups are writable from inside");
+}
+
+#[test]
+fn a_masked_path_that_is_not_absolute_is_refused() {
+    let pod = world().pod("masked-relative");
     let mut config = pod.config("bad", &["true"]);
     security(&mut config).masked_paths = words(&["relative"]);
     assert!(is_code(&pod.try_create(config).err().unwrap(), Code::InvalidArgument));
