@@ -84,6 +84,11 @@ def _handlers():
             yield ["env", f"CRISP_TEST_HANDLER={handler}", *argv]
 
 
+def _endpoint():
+    """The black-box tests, on another runtime: they test the CRI."""
+    yield [sys.executable, "-m", "harness.suite", "--endpoint"]
+
+
 def _critest():
     yield ["hack/critest"]
     yield ["hack/critest", "--websocket", "--suite", "streaming"]
@@ -111,8 +116,8 @@ def _lane():
 
 STAGES = {
     "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "integration": _integration, "faults": _faults,
-    "handlers": _handlers, "tools": _tools, "critest": _critest, "critest-runc": _critest_runc, "demo": _demo, "demo-cni": _demo_cni,
-    "node": _node, "lane": _lane,
+    "handlers": _handlers, "endpoint": _endpoint, "tools": _tools, "critest": _critest, "critest-runc": _critest_runc,
+    "demo": _demo, "demo-cni": _demo_cni, "node": _node, "lane": _lane,
 }
 
 
@@ -125,6 +130,8 @@ def _counts(text):
         found.append(f"{passed} passed" + (f", {failed} failed" if failed else "") + (f", {ignored} IGNORED" if ignored else ""))
     for specs in re.findall(r"critest [\w-]+: (.*? passed.*?), \d+ s", text):
         found.append(specs)
+    for tests, left_out, skipped in re.findall(r"endpoint \w+: (\d+) passed.*?, (\d+) left out .*?, (\d+) by", text):
+        found.append(f"{tests} passed, {left_out} need what is crisp's or new, {skipped} skipped")
     for capabilities in re.findall(r"(\d+ of \d+ capabilities)", text):
         found.append(capabilities)
     for steps in re.findall(r"all (\d+) steps", text):

