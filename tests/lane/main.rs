@@ -3,6 +3,8 @@
 //! Needs root, `hack/build`, and CRISP_TEST_CGROUP_DRIVER=systemd.
 
 mod apparmor;
+#[path = "../support/endpoint.rs"]
+mod endpoint;
 #[path = "../pods/fixture.rs"]
 #[allow(dead_code)]
 mod fixture;

@@ -1,7 +1,7 @@
 //! Runtime handlers: libcontainer and two external OCI runtimes, side by side in one daemon.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use crisp::cri::{self, ContainerState};
@@ -231,13 +231,7 @@ fn outlives_its_daemon(handler: &str) {
         waiting.remove().unwrap();
         assert_left(&pod, handler, &c);
     }
-    assert!(
-        !Path::new(&own.0.crisps_dir())
-            .join("d/run/pods")
-            .read_dir()
-            .unwrap()
-            .any(|_| true)
-    );
+    assert!(!own.0.crisps_dir().join("d/run/pods").read_dir().unwrap().any(|_| true));
 }
 
 #[test]
