@@ -102,11 +102,11 @@ class Daemon:
 
     running = set()
 
-    def __init__(self, argv, log, env=None, setup=None):
+    def __init__(self, argv, log, env=None, setup=None, cwd=None):
         self.argv, self.log = [str(word) for word in argv], log
         with open(log, "ab") as out:
             self._popen = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                           env=env, preexec_fn=setup, start_new_session=True)
+                                           env=env, preexec_fn=setup, cwd=cwd, start_new_session=True)
         Daemon.running.add(self._popen)
         self.pid = self._popen.pid
 

@@ -43,7 +43,7 @@ class Runtime:
         raise NotImplementedError
 
     def start(self, wait=True):
-        self.daemon = Daemon([*self.netns.prefix, *self.argv()], self.log, setup=self.group.enter)
+        self.daemon = Daemon([*self.netns.prefix, *self.argv()], self.log, setup=self.group.enter, cwd=self.directory)
         if wait:
             self.daemon.wait_until(self._serves)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from harness import command, paths
+from harness import command, endpoint, paths
 from harness.crisp import HANDLERS
 from harness.undo import Interrupted
 
@@ -84,6 +84,11 @@ def _handlers():
             yield ["env", f"CRISP_TEST_HANDLER={handler}", *argv]
 
 
+def _endpoint():
+    """The black-box tests, on another runtime: they test the CRI."""
+    yield [sys.executable, "-m", "harness.suite", "--endpoint"]
+
+
 def _critest():
     yield ["hack/critest"]
     yield ["hack/critest", "--websocket", "--suite", "streaming"]
@@ -111,8 +116,8 @@ def _lane():
 
 STAGES = {
     "fmt": _fmt, "clippy": _clippy, "build": _build, "unit": _unit, "integration": _integration, "faults": _faults,
-    "handlers": _handlers, "tools": _tools, "critest": _critest, "critest-runc": _critest_runc, "demo": _demo, "demo-cni": _demo_cni,
-    "node": _node, "lane": _lane,
+    "handlers": _handlers, "endpoint": _endpoint, "tools": _tools, "critest": _critest, "critest-runc": _critest_runc,
+    "demo": _demo, "demo-cni": _demo_cni, "node": _node, "lane": _lane,
 }
 
 
@@ -125,6 +130,8 @@ def _counts(text):
         found.append(f"{passed} passed" + (f", {failed} failed" if failed else "") + (f", {ignored} IGNORED" if ignored else ""))
     for specs in re.findall(r"critest [\w-]+: (.*? passed.*?), \d+ s", text):
         found.append(specs)
+    for tests, left_out, skipped in re.findall(r"endpoint \w+: (\d+) passed.*?, (\d+) left out .*?, (\d+) by", text):
+        found.append(f"{tests} passed, {left_out} need what is crisp's or new, {skipped} skipped")
     for capabilities in re.findall(r"(\d+ of \d+ capabilities)", text):
         found.append(capabilities)
     for steps in re.findall(r"all (\d+) steps", text):
@@ -176,10 +183,25 @@ def _telling(text):
     return told or lines
 
 
+def _on_endpoint(args):
+    try:
+        return 0 if endpoint.run(args.endpoint, args.test, args.skipped) else 1
+    except Interrupted as interrupted:
+        print(f"interrupted by {interrupted}", file=sys.stderr)
+        return 130
+
+
 def main():
     parser = argparse.ArgumentParser(prog="hack/test", description=__doc__)
     parser.add_argument("--only", action="append", choices=STAGES, metavar="STAGE", help="only this stage: " + ", ".join(STAGES))
+    parser.add_argument("--endpoint", nargs="?", const="containerd", metavar="RUNTIME",
+                        help="instead, the black-box tests on another runtime: the distribution's containerd, or crisp, as daemons of our own, "
+                        "or what listens on the socket that is named")
+    parser.add_argument("--test", action="append", default=[], metavar="TEXT", help="with --endpoint: only tests whose names contain this")
+    parser.add_argument("--skipped", action="store_true", help="with --endpoint: only what hack/endpoint.skips skips; each of it must fail")
     args = parser.parse_args()
+    if args.endpoint:
+        return _on_endpoint(args)
     LOGS.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     chosen = args.only or list(STAGES)

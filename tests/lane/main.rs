@@ -3,6 +3,8 @@
 //! Needs root, `hack/build`, and CRISP_TEST_CGROUP_DRIVER=systemd.
 
 mod apparmor;
+#[path = "../support/endpoint.rs"]
+mod endpoint;
 #[path = "../pods/fixture/mod.rs"]
 #[allow(dead_code, reason = "the tests of pods use the rest")]
 mod fixture;

@@ -318,7 +318,7 @@ fn a_daemon_that_dies_between_the_scope_and_the_pod_leaves_neither() {
         drop(pod);
         eventually("no scope of either try", || {
             let units = systemctl(&["list-units", "--plain", "--no-legend", "--type=scope", "--all"]);
-            let pods = fs::read_dir(own.0.dir.join("d/lib/pods")).map_or(0, |pods| pods.count());
+            let pods = fs::read_dir(own.0.crisps_dir().join("d/lib/pods")).map_or(0, |pods| pods.count());
             (pods == 0 && !units.contains(&id)).then_some(())
         });
     }

@@ -3,7 +3,7 @@
 use crisp::cri::{self, LinuxContainerUser, SupplementalGroupsPolicy};
 use tonic::Code;
 
-use crate::fixture::{Container, Pod, image, int, security, world};
+use crate::fixture::{Container, Pod, image, int, is_code, says, security, world};
 use crate::registry::reference;
 
 fn told(container: &Container) -> LinuxContainerUser {
@@ -126,7 +126,7 @@ fn accounts_that_are_refused() {
         let mut config = pod.config("c", &["true"]);
         change(security(&mut config));
         let refused = pod.try_create(config).err().expect(words);
-        assert_eq!(refused.code(), Code::InvalidArgument, "{words}: {refused}");
-        assert!(refused.message().contains(words), "{words}: {refused}");
+        assert!(is_code(&refused, Code::InvalidArgument), "{words}: {refused}");
+        assert!(says(&refused, words), "{words}: {refused}");
     }
 }

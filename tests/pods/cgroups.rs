@@ -114,7 +114,7 @@ fn below_a_parent_that_is_not_there_yet() {
 fn below_the_daemons_own_parent_by_default() {
     let pod = world().pod("cgroup-default");
     let container = pod.idle("c", |_| {});
-    let path = container.info()["cgroup"].as_str().unwrap().to_owned();
+    let path = container.cgroup();
     let parent = path
         .strip_suffix(&format!("/{}", container.id))
         .expect(&path)

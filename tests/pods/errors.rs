@@ -3,13 +3,13 @@
 use crisp::cri::{self, PortMapping};
 use tonic::{Code, Status};
 
-use crate::fixture::{ask, image, linux, resources, sandbox_linux, world};
+use crate::fixture::{ask, image, is_code, linux, resources, sandbox_linux, says, world};
 
 #[track_caller]
 fn check(outcome: Result<(), Status>, code: Code, words: &str) {
     let refused = outcome.expect_err(words);
-    assert_eq!(refused.code(), code, "{words}: {refused}");
-    assert!(refused.message().contains(words), "{words}: {refused}");
+    assert!(is_code(&refused, code), "{words}: {refused}");
+    assert!(says(&refused, words), "{words}: {refused}");
 }
 
 #[test]
@@ -297,11 +297,11 @@ fn messages_of_ten_mebibytes_pass_both_ways_and_larger_ones_are_told() {
 fn the_daemon_says_who_it_is_and_that_it_is_ready() {
     let mut runtime = world().runtime();
     let version = ask(runtime.version(cri::VersionRequest { version: "v1".into() })).unwrap();
-    assert_eq!(
-        (version.runtime_name.as_str(), version.runtime_api_version.as_str()),
-        ("crisp", "v1")
-    );
-    assert_eq!(version.runtime_version.split('.').count(), 3);
+    assert_eq!(version.runtime_api_version, "v1");
+    if world().if_crisp().is_some() {
+        assert_eq!(version.runtime_name, "crisp");
+        assert_eq!(version.runtime_version.split('.').count(), 3);
+    }
     let status = ask(runtime.status(cri::StatusRequest { verbose: true })).unwrap();
     let conditions = status.status.unwrap().conditions;
     assert!(

@@ -8,10 +8,13 @@ use crisp::cri::ContainerEventType::{
 use crisp::cri::{self, ContainerState, PodSandboxState};
 use tonic::Streaming;
 
-use crate::fixture::{ask, wait, world};
+use crate::fixture::{MESSAGE_LIMIT, RuntimeClient, ask, connect, wait, world};
 
+/// By a connection of its own. What waits for a subscriber that does not read fills its connection, by HTTP/2's flow control: on the one
+/// that the tests share, no answer came any more while another test had events of 10 MiB.
 fn subscribe() -> Streaming<cri::ContainerEventResponse> {
-    ask(world().runtime().get_container_events(cri::GetEventsRequest {})).unwrap()
+    let mut runtime = RuntimeClient::new(connect(&world().socket)).max_decoding_message_size(MESSAGE_LIMIT);
+    ask(runtime.get_container_events(cri::GetEventsRequest {})).unwrap()
 }
 
 /// The next event of this pod.

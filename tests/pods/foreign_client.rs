@@ -43,7 +43,7 @@ fn a_whole_life_by_a_foreign_client() {
     let mut images = ImageServiceClient::new(channel);
 
     let version = ask(runtime.version(cri::VersionRequest { version: "v1".into() })).unwrap();
-    assert_eq!(version.runtime_name, "crisp");
+    assert_eq!(version.runtime_api_version, "v1");
     let status = ask(runtime.status(cri::StatusRequest { verbose: true })).unwrap();
     assert!(
         status

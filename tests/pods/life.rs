@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crisp::cri::{ContainerState, PodSandboxState, Signal};
 use tonic::Code;
 
-use crate::fixture::{Container, Pod, image, world};
+use crate::fixture::{Container, Pod, image, is_code, says, world};
 use crate::registry::reference;
 
 const DEAF: &str = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
@@ -91,19 +91,19 @@ fn grace_then_kill() {
     );
     let status = c.status();
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
-    // Again, and of one that never was: nothing to do.
+    // Again: nothing to do.
     c.stop(1).unwrap();
-    Container {
-        id: "0".repeat(64),
-        ..c.clone()
-    }
-    .stop(1)
-    .unwrap();
     let c = deaf(&pod, "at-once");
     let began = Instant::now();
     c.stop(0).unwrap();
-    assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
-    // Neither created nor running with grace: a created one ends without one.
+    // How fast is a matter of the runtime.
+    let soon = Duration::from_millis(if world().if_crisp().is_some() { 900 } else { 5000 });
+    assert!(began.elapsed() < soon, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_container_that_never_ran_ends_without_grace() {
+    let pod = world().pod("grace-created");
     let c = pod.create("created", &["sleep", "1000"], |_| {});
     let began = Instant::now();
     c.stop(20).unwrap();
@@ -145,14 +145,16 @@ fn removing_needs_no_stop_and_can_be_repeated() {
         .try_create(pod.config("late", &["true"]))
         .err()
         .expect("the pod is stopped");
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
-    assert!(refused.message().contains("not ready"), "{refused}");
+    assert!(is_code(&refused, Code::FailedPrecondition), "{refused}");
+    assert!(says(&refused, "not ready"), "{refused}");
     for _ in 0..2 {
         pod.try_remove().unwrap();
     }
     assert_eq!(inside.try_status().unwrap_err().code(), Code::NotFound);
-    for part in ["lib/pods", "run/pods"] {
-        assert!(!world().dir.join("d").join(part).join(&pod.id).exists(), "{part}");
+    if let Some(dir) = world().if_crisp() {
+        for part in ["lib/pods", "run/pods"] {
+            assert!(!dir.join("d").join(part).join(&pod.id).exists(), "{part}");
+        }
     }
 }
 
@@ -160,8 +162,8 @@ fn removing_needs_no_stop_and_can_be_repeated() {
 fn a_name_belongs_to_one() {
     let pod = world().pod("names");
     let refused = world().try_pod("names", |_| {}).err().expect("the pod's name is taken");
-    assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
-    assert!(refused.message().contains(&pod.id), "{refused}");
+    assert!(is_code(&refused, Code::AlreadyExists), "{refused}");
+    assert!(says(&refused, &pod.id), "{refused}");
     // Another attempt is another name.
     let _next = world().pod_with("names", |config| config.metadata.as_mut().unwrap().attempt = 1);
     let c = pod.create("c", &["true"], |_| {});
@@ -169,16 +171,14 @@ fn a_name_belongs_to_one() {
         .try_create(pod.config("c", &["true"]))
         .err()
         .expect("the container's name is taken");
-    assert_eq!(refused.code(), Code::AlreadyExists, "{refused}");
-    assert!(refused.message().contains(&c.id), "{refused}");
+    assert!(is_code(&refused, Code::AlreadyExists), "{refused}");
+    assert!(says(&refused, &c.id), "{refused}");
     pod.create("c", &["true"], |config| config.metadata.as_mut().unwrap().attempt = 1);
     // Exited, it still has it; removed, it has not.
     c.start().unwrap();
     c.exited();
-    assert_eq!(
-        pod.try_create(pod.config("c", &["true"])).err().unwrap().code(),
-        Code::AlreadyExists
-    );
+    let refused = pod.try_create(pod.config("c", &["true"])).err().unwrap();
+    assert!(is_code(&refused, Code::AlreadyExists), "{refused}");
     c.remove().unwrap();
     pod.create("c", &["true"], |_| {});
 }
@@ -234,10 +234,11 @@ fn the_beginning_of_an_id_is_enough() {
         id: String::new(),
         ..c.clone()
     };
-    assert!(matches!(
-        nobody.try_status().unwrap_err().code(),
-        Code::NotFound | Code::InvalidArgument
-    ));
+    let refused = nobody.try_status().unwrap_err();
+    assert!(
+        refused.code() == Code::NotFound || is_code(&refused, Code::InvalidArgument),
+        "{refused}"
+    );
     short.stop(0).unwrap();
     short.remove().unwrap();
     assert_eq!(c.try_status().unwrap_err().code(), Code::NotFound);

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crisp::cri::ReopenContainerLogRequest;
 use tonic::{Code, Status};
 
-use crate::fixture::{Container, ask, eventually, world};
+use crate::endpoint;
+use crate::fixture::{Container, ask, eventually, is_code, world};
 
 /// `2006-01-02T15:04:05.999999999Z07:00 stream P|F text`, checked byte for byte.
 fn parse(line: &[u8]) -> (&str, char, &[u8]) {
@@ -15,9 +16,11 @@ fn parse(line: &[u8]) -> (&str, char, &[u8]) {
     let mut text = || std::str::from_utf8(fields.next().unwrap_or_default()).expect("ASCII");
     let (time, stream, tag) = (text(), text(), text());
     let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
-    let zone = shape
-        .strip_prefix("9999-99-99T99:99:99.999999999")
-        .unwrap_or_else(|| panic!("{time}"));
+    let (whole, zone) = shape.split_at(shape.rfind(['Z', '+', '-']).unwrap_or_default());
+    let full = "9999-99-99T99:99:99.999999999";
+    // crisp always writes all digits; nanoseconds as Go writes them, without zeros at the end, are the same format.
+    let cut = endpoint::socket().is_some() && full.starts_with(whole) && whole.len() > 20;
+    assert!(whole == full || cut, "{time}");
     assert!(zone == "Z" || zone == "+99:99" || zone == "-99:99", "{time}");
     assert!(stream == "stdout" || stream == "stderr", "{stream}");
     assert!(tag == "P" || tag == "F", "{tag}");
@@ -154,11 +157,11 @@ fn who_does_not_run_has_no_log_to_reopen() {
     let path = PathBuf::from(c.exited().log_path);
     fs::remove_file(&path).unwrap();
     let refused = reopen(&c).unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(is_code(&refused, Code::FailedPrecondition), "{refused}");
     assert!(!path.exists(), "refused, and yet there is a file");
     let silent = pod.idle("silent", |config| config.log_path.clear());
     assert_eq!(silent.status().log_path, "");
-    assert_eq!(reopen(&silent).unwrap_err().code(), Code::FailedPrecondition);
+    assert!(is_code(&reopen(&silent).unwrap_err(), Code::FailedPrecondition));
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn a_log_stays_in_its_directory() {
     for path in ["../outside.log", "/etc/absolute.log", "a/../../b.log"] {
         config.log_path = path.into();
         let refused = pod.try_create(config.clone()).err().expect(path);
-        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(is_code(&refused, Code::InvalidArgument), "{refused}");
     }
     config.log_path = "deep/er/0.log".into();
     let c = pod.try_create(config).unwrap();

@@ -1,11 +1,14 @@
 //! The whole daemon through its socket: real pods, looked at from inside and from the host.
 //!
 //! Needs root and `hack/build`. One daemon serves all tests, in a network namespace of its own; every test has pods of
-//! its own names. A test that restarts its daemon makes a world of its own.
+//! its own names. A test that restarts its daemon makes a world of its own. `hack/test --endpoint` runs what is black-box
+//! of it on another runtime.
 
 mod accounts;
 mod cdi;
 mod cgroups;
+#[path = "../support/endpoint.rs"]
+mod endpoint;
 mod errors;
 mod events;
 mod files;

@@ -129,7 +129,7 @@ fn every_metric_is_described_and_told_with_its_labels() {
         let counts = counts || metric.name == "container_memory_failcnt";
         assert_eq!(metric.metric_type() == MetricType::Counter, counts, "{}", metric.name);
     }
-    assert_eq!(of_container[0].label_values[0], c.info()["cgroup"].as_str().unwrap());
+    assert_eq!(of_container[0].label_values[0], c.cgroup());
     assert!(of_container[0].label_values[2].contains("toolbox"));
     let told: BTreeSet<&str> = told
         .metrics

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crisp::cri::{PortMapping, Protocol};
 use crisp::network::netns;
 
-use crate::fixture::{HOST_ADDRESS, Pod, eventually, world};
+use crate::fixture::{HOST_ADDRESS, Pod, eventually, says, world};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -135,7 +135,7 @@ fn a_port_that_another_pod_has_is_refused_until_that_one_stops() {
         })
     };
     let refused = again().err().expect("the port is taken");
-    assert!(refused.message().contains("20100"), "{refused}");
+    assert!(says(&refused, "20100"), "{refused}");
     assert_eq!(tcp("127.0.0.1:20100").unwrap(), "port-first");
     first.try_stop().unwrap();
     assert!(

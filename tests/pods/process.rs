@@ -3,7 +3,7 @@
 use crisp::cri::{self, KeyValue};
 use tonic::Code;
 
-use crate::fixture::{Container, image, int, security, world};
+use crate::fixture::{Container, image, int, is_code, says, security, world};
 use crate::handlers::is_external;
 use crate::registry::reference;
 
@@ -46,12 +46,10 @@ fn everything_from_the_image() {
         config
     });
     let refused = refused.err().expect("nothing to run");
-    assert_eq!(
-        (refused.code(), refused.message()),
-        (
-            Code::InvalidArgument,
-            "neither the container nor its image says what to run"
-        )
+    assert!(is_code(&refused, Code::InvalidArgument), "{refused}");
+    assert!(
+        says(&refused, "neither the container nor its image says what to run"),
+        "{refused}"
     );
 }
 
@@ -87,7 +85,7 @@ fn bytes_that_are_no_text_arrive_in_the_environment() {
         let mut config = pod.config("c", &["true"]);
         config.envs = vec![variable("BYTES", &value)];
         let refused = pod.try_create(config).err().expect("JSON has text only");
-        assert!(refused.message().contains("BYTES"), "{refused}");
+        assert!(says(&refused, "BYTES"), "{refused}");
         return;
     }
     let c = pod.idle("c", |config| {
@@ -157,19 +155,23 @@ fn an_exec_that_cannot_run_says_why() {
     let pod = world().pod("exec-fails");
     let c = pod.idle("c", |_| {});
     let missing = c.try_exec(&["no-such-program"], 5).unwrap_err();
-    assert!(missing.message().contains("no-such-program"), "{missing}");
+    assert!(says(&missing, "no-such-program"), "{missing}");
     let denied = c.try_exec(&["/etc/not-executable"], 5).unwrap_err();
     assert!(
         denied.message().to_lowercase().contains("permission denied"),
         "{denied}"
     );
-    assert_eq!(c.try_exec(&[], 5).unwrap_err().code(), Code::InvalidArgument);
-    assert_eq!(
-        c.try_exec(&["echo", "nul\0"], 5).unwrap_err().code(),
-        Code::InvalidArgument
-    );
+    let empty = c.try_exec(&[], 5).unwrap_err();
+    assert!(is_code(&empty, Code::InvalidArgument), "{empty}");
     // The daemon and the container are as before.
     assert_eq!(c.sh("echo fine"), "fine");
+}
+
+#[test]
+fn an_argument_with_a_nul_is_refused() {
+    let pod = world().pod("exec-nul");
+    let refused = pod.idle("c", |_| {}).try_exec(&["echo", "nul\0"], 5).unwrap_err();
+    assert!(is_code(&refused, Code::InvalidArgument), "{refused}");
 }
 
 #[test]

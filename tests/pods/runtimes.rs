@@ -1,18 +1,22 @@
 //! Runtime handlers: libcontainer and two external OCI runtimes, side by side in one daemon.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use crisp::cri::{self, ContainerState};
 use tonic::Code;
 
-use crate::fixture::{Container, OwnWorld, Pod, World, ask, image, int, options, resources, security, world};
+use crate::endpoint;
+use crate::fixture::{
+    Container, OwnWorld, Pod, World, ask, image, int, is_code, options, resources, says, security, world,
+};
 use crate::registry::reference;
 
 const EXTERNAL: [(&str, &str); 2] = [("runc", "/usr/sbin/runc"), ("crun", "/usr/bin/crun")];
 
 fn pod_by(world: &'static World, handler: &str, name: &str) -> Pod {
+    endpoint::only_crisp("runtime handlers of its settings");
     world
         .try_pod_by(handler, name, |_| {})
         .unwrap_or_else(|error| panic!("pod {name}: {error}"))
@@ -20,6 +24,7 @@ fn pod_by(world: &'static World, handler: &str, name: &str) -> Pod {
 
 #[test]
 fn status_lists_the_handlers_with_what_each_says_of_itself() {
+    endpoint::only_crisp("runtime handlers of its settings");
     let status = ask(world().runtime().status(cri::StatusRequest::default())).unwrap();
     let told: Vec<(String, bool, bool)> = status
         .runtime_handlers
@@ -91,8 +96,8 @@ fn an_external_runtime_has_no_user_namespaces() {
             });
         });
         let refused = refused.err().expect("it cannot");
-        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
-        assert!(refused.message().contains("user namespaces"), "{refused}");
+        assert!(is_code(&refused, Code::InvalidArgument), "{refused}");
+        assert!(says(&refused, "user namespaces"), "{refused}");
     }
 }
 
@@ -113,7 +118,7 @@ fn parent_of(pid: i64) -> i64 {
 
 /// The directory of the pod's run directory that runtimes use.
 fn runtime_dir(pod: &Pod) -> PathBuf {
-    pod.world.dir.join("d/run/pods").join(&pod.id).join("runtime")
+    pod.world.crisps_dir().join("d/run/pods").join(&pod.id).join("runtime")
 }
 
 fn born_and_looked_at(handler: &str) {
@@ -226,13 +231,7 @@ fn outlives_its_daemon(handler: &str) {
         waiting.remove().unwrap();
         assert_left(&pod, handler, &c);
     }
-    assert!(
-        !Path::new(&own.0.dir)
-            .join("d/run/pods")
-            .read_dir()
-            .unwrap()
-            .any(|_| true)
-    );
+    assert!(!own.0.crisps_dir().join("d/run/pods").read_dir().unwrap().any(|_| true));
 }
 
 #[test]
@@ -288,8 +287,8 @@ fn a_runtime_that_fails_says_why_and_leaves_nothing() {
             .try_create(pod.config("c", &["/no/such"]))
             .err()
             .expect("it cannot run");
-        assert!(refused.message().contains(&format!("{handler} create: ")), "{refused}");
-        assert!(refused.message().contains("/no/such"), "{refused}");
+        assert!(says(&refused, &format!("{handler} create: ")), "{refused}");
+        assert!(says(&refused, "/no/such"), "{refused}");
         let left: Vec<_> = fs::read_dir(runtime_dir(&pod))
             .unwrap()
             .map(|entry| entry.unwrap().file_name())

@@ -105,7 +105,7 @@ fn timed(what: &str, mut request: impl FnMut()) {
 #[test]
 fn five_hundred_pods_with_a_thousand_containers_are_listed_whole_after_a_restart() {
     let own = OwnWorld::new("scale");
-    record(&own.0.dir, 500, 2, "");
+    record(own.0.crisps_dir(), 500, 2, "");
     let begin = Instant::now();
     own.0.restart();
     eprintln!("500 pods: from TERM to the first answer {:?}", begin.elapsed());
@@ -181,7 +181,7 @@ fn all<T: Message>(mut stream: Streaming<T>) -> Vec<T> {
 fn streams_of_fat_items_are_whole_where_no_list_could_be() {
     let own = OwnWorld::new("fat");
     let fat = "x".repeat(200_000);
-    record(&own.0.dir, 100, 2, &fat);
+    record(own.0.crisps_dir(), 100, 2, &fat);
     own.0.restart();
     let mut runtime = own.0.runtime();
     let streamed = all(ask(runtime.stream_containers(cri::StreamContainersRequest::default())).unwrap());

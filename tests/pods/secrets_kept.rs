@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use tonic::Code;
 
+use crate::endpoint;
 use crate::fixture::{Container, eventually, sandbox_security, security, world};
 use crate::handlers;
 
@@ -135,6 +136,7 @@ fn monitor_digest() -> String {
 /// The monitor and pause on the host: where they run and what can be done to them.
 #[test]
 fn the_monitor_is_neither_seen_nor_writable() {
+    endpoint::only_crisp("its own monitor");
     let pod = world().pod("monitor");
     let c = pod.idle("c", |_| {});
     assert!(!c.sh("ps -o comm,args").contains("crisp"), "{}", c.sh("ps"));
@@ -180,10 +182,10 @@ fn the_monitor_is_neither_seen_nor_writable() {
 
 #[test]
 fn the_sockets_and_directories_are_roots_alone() {
+    let run = world().crisps_dir().join("d/run");
     let pod = world().pod("modes");
     let socket = fs::metadata(&world().socket).unwrap();
     assert_eq!((socket.permissions().mode() & 0o777, socket.uid()), (0o600, 0));
-    let run = world().dir.join("d/run");
     let monitor = fs::metadata(run.join("pods").join(&pod.id).join("monitor.sock")).unwrap();
     assert_eq!(
         monitor.permissions().mode() & 0o077,
@@ -192,9 +194,9 @@ fn the_sockets_and_directories_are_roots_alone() {
         monitor.permissions().mode()
     );
     // Nobody but root comes near the files of containers.
-    let mut path = world().dir.join("d/lib/pods").join(&pod.id);
+    let mut path = world().crisps_dir().join("d/lib/pods").join(&pod.id);
     let mut closed = false;
-    while path.starts_with(world().dir.join("d")) {
+    while path.starts_with(world().crisps_dir().join("d")) {
         closed |= fs::metadata(&path).unwrap().permissions().mode() & 0o001 == 0;
         path.pop();
     }

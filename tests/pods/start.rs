@@ -3,7 +3,7 @@
 use crisp::cri::{self, ContainerState};
 use tonic::Code;
 
-use crate::fixture::{Container, Pod, security, world};
+use crate::fixture::{Container, Pod, is_code, says, security, world};
 use crate::handlers::is_external;
 
 fn failing(pod: &Pod, name: &str, command: &[&str]) -> (tonic::Status, cri::ContainerStatus) {
@@ -17,7 +17,7 @@ fn failing(pod: &Pod, name: &str, command: &[&str]) -> (tonic::Status, cri::Cont
         "{name}: {status:?}"
     );
     assert!(
-        refused.message().contains(&status.message) && !status.message.is_empty(),
+        says(&refused, &status.message) && !status.message.is_empty(),
         "{name}: {refused} / {}",
         status.message
     );
@@ -67,12 +67,12 @@ fn a_container_is_started_once() {
     let pod = world().pod("start-once");
     let c = pod.idle("c", |_| {});
     let again = c.start().unwrap_err();
-    assert_eq!(again.code(), Code::FailedPrecondition, "{again}");
-    assert!(again.message().contains("running"), "{again}");
+    assert!(is_code(&again, Code::FailedPrecondition), "{again}");
+    assert!(says(&again, "running"), "{again}");
     c.stop(0).unwrap();
     let again = c.start().unwrap_err();
-    assert_eq!(again.code(), Code::FailedPrecondition);
-    assert!(again.message().contains("exited"), "{again}");
+    assert!(is_code(&again, Code::FailedPrecondition));
+    assert!(says(&again, "exited"), "{again}");
 }
 
 #[test]

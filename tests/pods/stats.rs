@@ -87,10 +87,13 @@ fn a_containers_figures_grow_with_its_work() {
         "{bytes} bytes, {inodes} inodes"
     );
     let mountpoint = after.writable_layer.unwrap().fs_id.unwrap().mountpoint;
-    assert!(
-        world().dir.starts_with(&mountpoint) || mountpoint.starts_with(world().dir.to_str().unwrap()),
-        "{mountpoint}"
-    );
+    assert!(std::path::Path::new(&mountpoint).is_dir(), "{mountpoint}");
+    if let Some(dir) = world().if_crisp() {
+        assert!(
+            dir.starts_with(&mountpoint) || mountpoint.starts_with(dir.to_str().unwrap()),
+            "{mountpoint}"
+        );
+    }
     // The rate, once there are two looks at it.
     let rate = || {
         burn(&c);
@@ -223,7 +226,7 @@ fn pressure_and_swap_are_told_where_the_kernel_counts_them() {
             "a second at a fifth of a processor, and {waited} ns waited"
         );
     }
-    let cgroup = c.info()["cgroup"].as_str().unwrap().to_owned();
+    let cgroup = c.cgroup();
     let counts_swap = [
         format!("/sys/fs/cgroup{cgroup}/memory.swap.current"),
         format!("/sys/fs/cgroup/memory{cgroup}/memory.memsw.usage_in_bytes"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crisp::cri::NamespaceMode;
 
-use crate::node::{Node, eventually};
+use crate::node::{Node, eventually, transports};
 
 /// Somebody who attached, and the lines that they see.
 pub struct Attached {
@@ -62,7 +62,7 @@ fn several_attach_and_one_leaves() {
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sh"], |config| config.stdin = true);
     let mut first = Attached::new(&node, "spdy", &container);
     first.ready("one");
-    let mut second = Attached::new(&node, "websocket", &container);
+    let mut second = Attached::new(&node, transports().pop().unwrap(), &container);
     second.ready("two");
     assert!(first.sees("two", SOON), "both see everything");
     first.child.kill().unwrap();
@@ -85,7 +85,7 @@ fn several_attach_and_one_leaves() {
 fn stdin_once_ends_with_the_first_who_attached() {
     let node = Node::start();
     let pod = node.pod(NamespaceMode::Pod);
-    for (transport, number) in [("spdy", 0), ("websocket", 1), ("spdy", 2)] {
+    for (transport, number) in [("spdy", 0), (transports().pop().unwrap(), 1), ("spdy", 2)] {
         let container = node.container(&pod, &["sh", "-c", "cat; echo end; sleep 1"], |config| {
             config.metadata.as_mut().unwrap().attempt = number;
             (config.stdin, config.stdin_once) = (true, true);

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use crisp::cri::NamespaceMode;
 use sha2::{Digest, Sha256};
 
-use crate::node::{Node, eventually, fed};
+use crate::endpoint;
+use crate::node::{Node, eventually, fed, transports};
 
 const SIZE: usize = 100 << 20;
 
@@ -29,7 +30,7 @@ fn every_byte_arrives_by_both_transports() {
         &container,
         &format!("head -c {SIZE} /dev/urandom > /data; sha256sum < /data | head -c 64"),
     );
-    for transport in ["spdy", "websocket"].into_iter().cycle().take(soak()) {
+    for transport in transports().into_iter().cycle().take(soak()) {
         let done = node
             .crictl(["exec", "-r", transport, &container, "cat", "/data"])
             .output()
@@ -60,6 +61,7 @@ fn every_byte_arrives_by_both_transports() {
 
 /// The pid of the monitor above a container, by its first process.
 fn monitor(node: &Node, container: &str) -> i32 {
+    endpoint::only_crisp("its own monitor");
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid(container))).unwrap();
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap();
     let parent = parent.trim().parse().unwrap();
@@ -83,7 +85,7 @@ fn what_goes_through_exec_does_not_go_through_the_monitor() {
         counts.lines().map(count).sum()
     };
     let before = moved();
-    for transport in ["spdy", "websocket"] {
+    for transport in transports() {
         let script = format!("head -c {SIZE} /dev/zero");
         let done = node
             .crictl(["exec", "-r", transport, &container, "sh", "-c", &script])
@@ -102,7 +104,7 @@ fn input_reaches_the_command_with_its_end() {
     let input: Vec<u8> = (0..20_000_000u32)
         .map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8)
         .collect();
-    for transport in ["spdy", "websocket"] {
+    for transport in transports() {
         let done = fed(
             &mut node.crictl(["exec", "-i", "-r", transport, &container, "sha256sum"]),
             &input,
@@ -122,7 +124,7 @@ fn input_reaches_the_command_with_its_end() {
 fn streams_stay_apart_and_the_exit_code_is_told() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
-    for transport in ["spdy", "websocket"] {
+    for transport in transports() {
         let script = "echo out; echo err >&2; exit 3";
         let done = node
             .crictl(["exec", "-r", transport, &container, "sh", "-c", script])
@@ -185,7 +187,7 @@ pub fn typing(crictl: &Command, sign: &str, typed: &[u8]) -> String {
 fn a_terminal_has_the_client_s_size_and_hangs_up_when_the_client_is_killed() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
-    for transport in ["spdy", "websocket"] {
+    for transport in transports() {
         let script = "tty; sleep 1; stty size; echo now; cat; exit 4";
         let words = ["exec", "-it", "-r", transport, &container, "sh", "-c", script];
         let said = typing(&node.crictl(words), "now", b"typed\r\x04");

@@ -40,7 +40,8 @@ fn a_token_is_for_one_use_one_purpose_and_not_to_be_guessed() {
 
 #[test]
 fn a_thousand_urls_may_wait_and_bad_requests_have_their_codes() {
-    let node = Node::start();
+    // Nobody else's: until these are over no other session begins.
+    let node = Node::start_with("");
     let pod = node.pod(NamespaceMode::Pod);
     let container = node.container(&pod, &["sleep", "1000"], |_| {});
     node.wait(async {

@@ -1,6 +1,8 @@
 //! Exec, attach and port-forward: the real daemon, driven by the real crictl, as root.
 
 mod attach;
+#[path = "../support/endpoint.rs"]
+mod endpoint;
 mod exec;
 #[path = "../support/handlers.rs"]
 mod handlers;

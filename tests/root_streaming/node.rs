@@ -1,4 +1,5 @@
-//! A node to try things on: a network of its own, a registry, crispd, all gone when it is dropped.
+//! A node to try things on: a network of its own, a registry, crispd, all gone when it is dropped. Or, on the network that it is in,
+//! another runtime that is there already.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,7 +17,7 @@ use crisp::cri::*;
 use crisp::sys::cgroup::{Cgroup, Hierarchy};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::registry;
+use crate::{endpoint, registry};
 
 /// The programs: crispd's directory, and crictl. Built once for all tests.
 fn programs() -> &'static (PathBuf, PathBuf) {
@@ -47,39 +48,30 @@ fn programs() -> &'static (PathBuf, PathBuf) {
 
 pub struct Node {
     dir: tempfile::TempDir,
-    cgroup: String,
-    daemon: Child,
+    /// Of its pods.
+    uid: String,
+    socket: PathBuf,
+    crispd: Option<Crispd>,
     runtime: tokio::runtime::Runtime,
     image: String,
 }
 
-impl Node {
-    /// Takes the calling thread, and all it starts from here on, into a network of their own, and starts there.
-    pub fn start() -> Self {
-        Self::start_with("")
-    }
+struct Crispd {
+    daemon: Child,
+    cgroup: String,
+}
 
-    /// As [`Node::start`], with these settings of streaming.
-    pub fn start_with(settings: &str) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), settings)
-    }
-
-    /// As [`Node::start_with`], below a directory in which something is already.
-    pub fn start_in(dir: tempfile::TempDir, settings: &str) -> Self {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+impl Crispd {
+    fn start(dir: &Path, uid: &str, settings: &str) -> Self {
         let (bin, _) = programs();
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-        run(Command::new("ip").args(["link", "set", "lo", "up"]));
-        let image = registry::serve();
-        let log = File::create(dir.path().join("crispd.log")).unwrap();
-        let config = crate::handlers::config(dir.path());
+        let log = File::create(dir.join("crispd.log")).unwrap();
+        let config = crate::handlers::config(dir);
         let runtimes = std::fs::read_to_string(&config).unwrap();
         std::fs::write(&config, format!("{runtimes}[streaming]\n{settings}\n")).unwrap();
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let cgroup = format!("/crisp-streaming-{}-{number}", std::process::id());
+        let cgroup = format!("/crisp-{uid}");
         let daemon = Command::new(bin.join("crispd"))
             .arg("--dir")
-            .arg(dir.path().join("crisp"))
+            .arg(dir.join("crisp"))
             .arg("--lib-dir")
             .arg(bin)
             .arg("--config")
@@ -90,6 +82,49 @@ impl Node {
             .stderr(log)
             .spawn()
             .expect("crispd starts");
+        Self { daemon, cgroup }
+    }
+
+    fn end(&mut self) -> std::io::Result<()> {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        Hierarchy::detect()
+            .and_then(|hierarchy| Cgroup::open(&hierarchy, &self.cgroup))
+            .and_then(|cgroup| cgroup.kill().and_then(|_| cgroup.remove()))
+    }
+}
+
+impl Node {
+    /// Takes the calling thread, and all it starts from here on, into the runtime's network, and starts there.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        match endpoint::socket() {
+            Some(socket) => {
+                let network = endpoint::network(endpoint::pid(&socket));
+                nix::sched::setns(network, nix::sched::CloneFlags::CLONE_NEWNET).expect("root");
+                Self::on(dir, uid(), socket, None)
+            }
+            None => Self::start_in(dir, ""),
+        }
+    }
+
+    /// As [`Node::start`], with these settings of streaming.
+    pub fn start_with(settings: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), settings)
+    }
+
+    /// As [`Node::start_with`], below a directory in which something is already.
+    pub fn start_in(dir: tempfile::TempDir, settings: &str) -> Self {
+        endpoint::only_crisp("a daemon of the test's own");
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+        run(Command::new("ip").args(["link", "set", "lo", "up"]));
+        let (uid, socket) = (uid(), dir.path().join("crisp/run/crisp.sock"));
+        let crispd = Crispd::start(dir.path(), &uid, settings);
+        Self::on(dir, uid, socket, Some(crispd))
+    }
+
+    fn on(dir: tempfile::TempDir, uid: String, socket: PathBuf, crispd: Option<Crispd>) -> Self {
+        let image = registry::serve();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -97,14 +132,14 @@ impl Node {
             .unwrap();
         let node = Self {
             dir,
-            cgroup,
-            daemon,
+            uid,
+            socket,
+            crispd,
             runtime,
             image,
         };
-        let socket = node.socket();
-        eventually("crispd serves", || {
-            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        eventually("the runtime serves", || {
+            std::os::unix::net::UnixStream::connect(&node.socket).is_ok()
         });
         let spec = ImageSpec {
             image: node.image.clone(),
@@ -127,22 +162,20 @@ impl Node {
 
     /// What crispd has said so far.
     pub fn log(&self) -> String {
+        endpoint::only_crisp("its own log");
         std::fs::read_to_string(self.dir.path().join("crispd.log")).unwrap_or_default()
     }
 
     /// The daemon's resident memory, in KiB.
     pub fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.daemon.id())).unwrap();
+        endpoint::only_crisp("its daemon's memory");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", endpoint::pid(&self.socket))).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("crisp/run/crisp.sock")
-    }
-
     async fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("unix://{}", self.socket().display()))
+        Endpoint::from_shared(format!("unix://{}", self.socket.display()))
             .unwrap()
             .connect()
             .await
@@ -155,6 +188,23 @@ impl Node {
 
     pub async fn client(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel().await)
+    }
+
+    fn sandbox(&self, security: Option<LinuxSandboxSecurityContext>) -> PodSandboxConfig {
+        let metadata = PodSandboxMetadata {
+            name: "pod".into(),
+            namespace: self.uid.clone(),
+            uid: self.uid.clone(),
+            attempt: 0,
+        };
+        PodSandboxConfig {
+            metadata: Some(metadata),
+            linux: Some(LinuxPodSandboxConfig {
+                security_context: security,
+                ..Default::default()
+            }),
+            ..PodSandboxConfig::default()
+        }
     }
 
     pub fn pod(&self, network: NamespaceMode) -> String {
@@ -171,20 +221,7 @@ impl Node {
                 namespace_options: Some(options),
                 ..Default::default()
             };
-            let metadata = PodSandboxMetadata {
-                name: "pod".into(),
-                namespace: "ns".into(),
-                uid: "uid".into(),
-                attempt: 0,
-            };
-            let config = PodSandboxConfig {
-                metadata: Some(metadata),
-                linux: Some(LinuxPodSandboxConfig {
-                    security_context: Some(security),
-                    ..Default::default()
-                }),
-                ..PodSandboxConfig::default()
-            };
+            let config = self.sandbox(Some(security));
             let request = RunPodSandboxRequest {
                 config: Some(config),
                 runtime_handler: crate::handlers::handler(),
@@ -219,7 +256,7 @@ impl Node {
             let request = CreateContainerRequest {
                 pod_sandbox_id: pod.to_owned(),
                 config: Some(config),
-                sandbox_config: Some(PodSandboxConfig::default()),
+                sandbox_config: Some(self.sandbox(None)),
             };
             let id = client
                 .create_container(request)
@@ -287,7 +324,7 @@ impl Node {
     pub fn crictl<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
         let config = self.dir.path().join("crictl.yaml");
         if !config.exists() {
-            let endpoint = format!("unix://{}", self.socket().display());
+            let endpoint = format!("unix://{}", self.socket.display());
             let text = format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\n");
             std::fs::write(&config, text).unwrap();
         }
@@ -310,7 +347,8 @@ impl Drop for Node {
                 .await?
                 .into_inner()
                 .items;
-            for pod_sandbox_id in pods.into_iter().map(|pod| pod.id) {
+            let ours = |pod: &PodSandbox| pod.metadata.as_ref().is_some_and(|metadata| metadata.uid == self.uid);
+            for pod_sandbox_id in pods.into_iter().filter(ours).map(|pod| pod.id) {
                 client
                     .stop_pod_sandbox(StopPodSandboxRequest {
                         pod_sandbox_id: pod_sandbox_id.clone(),
@@ -322,11 +360,7 @@ impl Drop for Node {
             }
             Ok::<_, tonic::Status>(())
         });
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
-        let emptied = Hierarchy::detect()
-            .and_then(|hierarchy| Cgroup::open(&hierarchy, &self.cgroup))
-            .and_then(|cgroup| cgroup.kill().and_then(|_| cgroup.remove()));
+        let emptied = self.crispd.as_mut().map_or(Ok(()), Crispd::end);
         if std::thread::panicking() || ended.is_err() || emptied.is_err() {
             let log = std::fs::read_to_string(self.dir.path().join("crispd.log")).unwrap_or_default();
             let lines: Vec<&str> = log.lines().filter(|line| line.contains("crisp::")).collect();
@@ -338,6 +372,24 @@ impl Drop for Node {
             emptied.expect("their cgroups are empty");
         }
     }
+}
+
+/// How crictl's `-r` names what a session goes by. By WebSocket it speaks the fifth protocol, which is younger than the CRI.
+pub fn transports() -> Vec<&'static str> {
+    match endpoint::socket() {
+        Some(_) => vec!["spdy"],
+        None => vec!["spdy", "websocket"],
+    }
+}
+
+/// A word for the pods of one node.
+fn uid() -> String {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    format!(
+        "streaming-{}-{}",
+        std::process::id(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 pub fn run(command: &mut Command) {

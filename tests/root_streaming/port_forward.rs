@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crisp::cri::NamespaceMode;
 use crisp::network::netns;
 
-use crate::node::{Node, eventually};
+use crate::node::{Node, eventually, transports};
 
 /// crictl, forwarding; killed when dropped.
 pub struct Forwarding {
@@ -66,7 +66,7 @@ fn an_answer_arrives_five_seconds_after_the_end_of_the_request() {
     let pod = node.pod(NamespaceMode::Pod);
     let server = "nc -ll -p 80 -e sh -c 'cat > /got; sleep 5; wc -c < /got'";
     node.container(&pod, &["sh", "-c", server], |_| {});
-    for transport in ["spdy", "websocket"] {
+    for transport in transports() {
         let forwarding = Forwarding::new(&node, transport, &pod, 80);
         let mut connection = forwarding.connect();
         connection.write_all(&vec![b'x'; 1_000_000]).unwrap();
@@ -165,7 +165,7 @@ fn listeners_of_either_family_in_the_pod_are_reached() {
     for (address, said) in [("127.0.0.1:80", "four"), ("[::1]:81", "six")] {
         let address: SocketAddr = address.parse().unwrap();
         let listener = netns::run_in(&network, || TcpListener::bind(address)).unwrap();
-        for transport in ["spdy", "websocket"] {
+        for transport in transports() {
             let forwarding = Forwarding::new(&node, transport, &pod, address.port());
             let mut client = forwarding.connect();
             let (mut server, _) = listener.accept().unwrap();

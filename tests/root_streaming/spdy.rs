@@ -5,6 +5,7 @@ use std::time::Duration;
 use crisp::cri::{AttachRequest, NamespaceMode};
 use crisp::streaming::spdy::frame::Head;
 
+use crate::endpoint;
 use crate::node::Node;
 use crate::wire::Spdy;
 
@@ -17,6 +18,14 @@ const VERSIONS: [(&str, bool); 5] = [
     ("", false),
 ];
 
+/// Those that are asked for; Go's servers refuse who names none.
+fn versions() -> &'static [(&'static str, bool)] {
+    match endpoint::socket() {
+        Some(_) => &VERSIONS[..4],
+        None => &VERSIONS,
+    }
+}
+
 const STDIN: u32 = 3;
 const STREAMS: [&str; 4] = ["error", "stdin", "stdout", "stderr"];
 
@@ -24,7 +33,7 @@ const STREAMS: [&str; 4] = ["error", "stdin", "stdout", "stderr"];
 fn every_version_has_its_streams_and_its_last_word() {
     let node = Node::start();
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sleep", "1000"], |_| {});
-    for (version, has_status) in VERSIONS {
+    for &(version, has_status) in versions() {
         let script = "read line; echo \"out $line\"; echo err >&2; exit 3";
         let url = node.exec_url(&container, &["sh", "-c", script], |request| {
             (request.stdin, request.stderr) = (true, true);
@@ -41,7 +50,8 @@ fn every_version_has_its_streams_and_its_last_word() {
             let status: serde_json::Value = serde_json::from_str(&error).expect("a Status");
             assert_eq!(status["details"]["causes"][0]["message"], "3", "{version:?}");
         } else {
-            assert_eq!(error, "command terminated with exit code 3", "{version:?}");
+            // Text, in words that each runtime chooses.
+            assert!(error.ends_with("exit code 3"), "{version:?}: {error}");
         }
     }
 }
@@ -53,7 +63,7 @@ fn every_version_attaches_and_sees_what_comes_from_then_on() {
     let container = node.container(&node.pod(NamespaceMode::Pod), &["sh", "-c", script], |config| {
         config.stdin = true;
     });
-    for (version, _) in VERSIONS {
+    for &(version, _) in versions() {
         let request = AttachRequest {
             container_id: container.clone(),
             stdin: true,

@@ -11,6 +11,7 @@ use crisp::cri::{
 use crisp::network::netns;
 
 use crate::attach::{Attached, SOON};
+use crate::endpoint;
 use crate::exec::{hash, typing};
 use crate::node::{Node, eventually, fed};
 use crate::port_forward::{Forwarding, text};
@@ -21,6 +22,7 @@ const FIRST: u32 = 524_288;
 
 /// A pod whose root is `FIRST` on the node.
 fn pod(node: &Node, network: NamespaceMode) -> String {
+    endpoint::only_crisp("user namespaces");
     let ids = vec![IdMapping {
         host_id: FIRST,
         container_id: 0,

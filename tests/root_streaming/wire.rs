@@ -84,11 +84,12 @@ impl Spdy {
 
     pub fn open_as(url: &str, version: &str, streams: &[&str]) -> Self {
         let (head, mut connection) = upgrade_as(url, version);
-        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        assert!(head.starts_with("HTTP/1.1 101"), "{version}: {head}");
         let chosen = head
             .lines()
-            .find_map(|line| line.strip_prefix("x-stream-protocol-version: "));
-        assert_eq!(chosen.unwrap_or_default(), version);
+            .filter_map(|line| line.split_once(": "))
+            .find(|(name, _)| name.eq_ignore_ascii_case("x-stream-protocol-version"));
+        assert_eq!(chosen.map_or("", |(_, chosen)| chosen), version);
         let mut packer = Packer::default();
         for (number, name) in (0..).zip(streams) {
             let headers = Headers::from([("streamtype", *name)]);

@@ -8,7 +8,7 @@ use crisp::cri;
 use tonic::Code;
 
 use super::{FIRST, mapping, pod};
-use crate::fixture::{ask, eventually, image, int, security, world};
+use crate::fixture::{ask, eventually, image, int, is_code, says, security, world};
 use crate::registry::reference;
 
 /// All files of this name below a directory, mounts included.
@@ -43,7 +43,7 @@ fn files_have_the_images_owners_inside_and_on_the_disk() {
              touch /home/alice/{mark}; chown 1000:1000 /home/alice/{mark}; mv /home/alice /home/bob; ls -ln /data >&1"
         ));
         assert_eq!(c.sh("stat -c %u:%g /data/note /home/bob/mark*"), "1000:50\n1000:1000");
-        let mut owners: Vec<_> = named(&world().dir.join("d"), &mark)
+        let mut owners: Vec<_> = named(&world().crisps_dir().join("d"), &mark)
             .iter()
             .map(|path| {
                 let found = fs::symlink_metadata(path).unwrap();
@@ -53,7 +53,7 @@ fn files_have_the_images_owners_inside_and_on_the_disk() {
         owners.sort();
         assert_eq!(owners, [(0, 0), (1000, 1000)], "on the node's disk");
         c.remove().unwrap();
-        assert_eq!(named(&world().dir.join("d"), &mark), Vec::<PathBuf>::new());
+        assert_eq!(named(&world().crisps_dir().join("d"), &mark), Vec::<PathBuf>::new());
     }
 }
 
@@ -120,12 +120,12 @@ fn id_mappings_that_cannot_be_are_refused_by_name() {
         pod.try_create(config).err().expect("refused")
     };
     let status = refused(bind(&dir, "/m", &mapping(FIRST + 1)));
-    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-    assert!(status.message().contains("not those of the pod"), "{status}");
+    assert!(is_code(&status, Code::InvalidArgument), "{status}");
+    assert!(says(&status, "not those of the pod"), "{status}");
     // A file system that has no id-mapped mounts.
     let status = refused(bind(Path::new("/proc/sys"), "/m", &mapping(FIRST)));
     assert!(
-        status.message().contains("/proc/sys") && status.message().contains("does not support id-mapped mounts"),
+        says(&status, "/proc/sys") && says(&status, "does not support id-mapped mounts"),
         "{status}"
     );
 }
