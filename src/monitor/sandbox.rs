@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat};
 use rustix::io::write;
 
 use super::birth::{Birth, Outfit, Progress, Sent, failure};
@@ -15,6 +15,7 @@ use super::protocol::{Answer, CreateSandbox, Empty, Exit, FailureKind, IdMapping
 use super::server::Monitor;
 use crate::oci::STAGE;
 use crate::oci::line::{self, Refusal};
+use crate::sys::open::openat2;
 use crate::sys::process::{self, Forked, SingleThread};
 use crate::sys::{capability, failed, mount, pidfd, seccomp};
 

@@ -12,6 +12,7 @@ pub mod mount;
 pub mod mount_namespace;
 #[cfg(feature = "daemon")]
 pub mod netlink;
+pub mod open;
 pub mod pidfd;
 pub mod process;
 pub mod scm;

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown,
-    fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat, mkdirat, openat2, statat, unlinkat,
+    fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat, mkdirat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
@@ -23,6 +23,7 @@ use super::record::LayerMeta;
 use super::unpack::Unpacked;
 use super::{LayerError, LayerInfo, Store};
 use crate::image::ImageError;
+use crate::sys::open::openat2;
 
 impl Store {
     /// For each layer (bottom first) the layer to use in an image of exactly these: itself, or an amended one.

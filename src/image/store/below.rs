@@ -4,8 +4,10 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fstat, openat2, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat, fgetxattr, fstat, readlinkat};
 use rustix::io::Errno;
+
+use crate::sys::open::openat2;
 
 /// As path_resolution(7) has it.
 const MAX_SYMLINKS: usize = 40;

@@ -7,13 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown,
-    fsetxattr, futimens, openat2, utimensat,
+    fsetxattr, futimens, utimensat,
 };
 use rustix::io::Errno;
 
 use super::{Unpacker, failed};
 use crate::image::store::LayerError;
 use crate::image::store::archive::Entry;
+use crate::sys::open::openat2;
 
 /// What a directory will be given at the end.
 pub(super) struct Directory {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::{Unpacker, failed};
 use crate::image::store::LayerError;
 use crate::image::store::archive::printable;
+use crate::sys::open::openat2;
 
 /// What one name, one path and one tree may have; deeper ones exist on no real system and would cost the
 /// remover a descriptor a level.
@@ -95,7 +96,7 @@ impl Unpacker<'_> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let beneath =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
-        let dir = match rustix::fs::openat2(&*self.root.fd, &key[..], flags, Mode::empty(), beneath) {
+        let dir = match openat2(&*self.root.fd, &key[..], flags, Mode::empty(), beneath) {
             Ok(fd) => Dir {
                 fd: Rc::new(fd),
                 path: key.clone(),
