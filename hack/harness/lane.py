@@ -89,7 +89,9 @@ def pack(undo):
     _PACK.mkdir(parents=True, exist_ok=True)
     scratch = paths.scratch("lane")
     undo.push(f"directory {scratch}", shutil.rmtree, scratch)
-    registry.Registry(Netns(undo), scratch, undo).provide("critest")
+    # A registry of its own: the usual one may have gigabytes for other commands, which a virtual machine would have to read.
+    images = _PACK / "images"
+    registry.Registry(Netns(undo), scratch, undo, images).provide("critest")
     here = pathlib.Path("target/hack/lane/bin")
     programs = {}
     archive = _PACK / "share" / "lane.tar"
@@ -111,8 +113,12 @@ def pack(undo):
         tar.add(packed, "target/hack/fixtures-packed")
         for name in ("crictl", "critest"):
             tools.tool(name)
-        for path in [_TESTS, paths.HACK, paths.CACHE / "bin", paths.CACHE / "registry", paths.CACHE / "fixtures-pinned"]:
+            for kept in (name, f".{name}.stamp"):
+                tar.add(paths.CACHE / "bin" / kept, f"target/hack/bin/{kept}")
+        for path in (_TESTS, paths.HACK):
             tar.add(path, path.relative_to(paths.ROOT))
+        for name in ("registry", "fixtures-pinned"):
+            tar.add(images / name, f"target/hack/{name}")
         tar.add(shutil.which("docker-registry"), "target/hack/bin/docker-registry")
     return archive.parent
 
@@ -162,7 +168,9 @@ def run_here(chosen, args, undo):
         programs = {name: paths.ROOT / path for name, path in json.loads(_TESTS.read_text()).items()}
     else:
         programs = build_tests()
-        registry.Registry(Netns(undo), paths.scratch("lane"), undo).provide("critest")
+        scratch = paths.scratch("lane")
+        undo.push(f"directory {scratch}", shutil.rmtree, scratch)
+        registry.Registry(Netns(undo), scratch, undo).provide("critest")
     began = time.monotonic()
     good = [step for step in chosen if run_step(step, programs)]
     print(f"{len(good)} of {len(chosen)} capabilities hold, {time.monotonic() - began:.0f} s")
