@@ -50,11 +50,13 @@ STEPS = (
     Step("cgroup v2: figures, pressure among them", test="stats_collector"),
     Step("systemd: one scope per pod, limits, OOM, death of the daemon", "systemd::", test="lane", driver="systemd", smoke=True),
     Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", smoke=True),
-    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
-    # These two name paths; what slices are for them is shown above.
+    Step("limits, devices, OOM, daemon killed, by systemd", "limits::", test="lane", driver="systemd"),
+    Step("limits, devices, OOM, daemon killed, by cgroupfs", "limits::", test="lane"),
+    # `cgroups::below` names paths; what slices are for them is shown above.
     Step("pods on cgroup v2 by systemd", *_PODS, "--skip", "cgroups::below", test="pods", driver="systemd"),
-    Step("critest: AppArmor, OOM", critest=("apparmor", "oom"), driver="systemd"),
-    Step("critest: Container, Security Context, OOM", critest=("container", "security", "oom")),
+    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
+    Step("critest by systemd: AppArmor, OOM, Container, Security Context", critest=("apparmor", "oom", "container", "security"), driver="systemd"),
+    Step("critest by cgroupfs: OOM, Container, Security Context", critest=("oom", "container", "security")),
 )
 
 
