@@ -1,6 +1,7 @@
 //! What only a machine with pure cgroup v2, systemd as PID 1 and AppArmor can show: `hack/lane` runs this there.
 //!
-//! Needs root and `hack/build`; `systemd::` and `apparmor::` also CRISP_TEST_CGROUP_DRIVER=systemd, `limits::` takes either driver.
+//! Needs root and `hack/build`; `systemd::` and `apparmor::` also CRISP_TEST_CGROUP_DRIVER=systemd, while `limits::` takes
+//! either driver.
 
 mod apparmor;
 #[path = "../pods/fixture.rs"]
