@@ -17,6 +17,7 @@ from harness.undo import Interrupted, Undo
 def arguments():
     parser = argparse.ArgumentParser(prog="hack/node-test", description=__doc__)
     parser.add_argument("--probes", action="store_true", help="measure instead what 40 exec probes per second cost")
+    parser.add_argument("--cgroup-driver", choices=("cgroupfs", "systemd"), default="cgroupfs", help="of crisp (default: %(default)s)")
     return parser.parse_args()
 
 

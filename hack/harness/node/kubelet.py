@@ -21,7 +21,7 @@ LOG_MAX_KIB = 16
 POD_PIDS = 128
 
 
-def _config(directory, endpoint, cgroup_root, gates):
+def _config(directory, endpoint, pods, gates):
     # How full the machine's own disk is is nothing that this is about.
     alarms = {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
               "imagefs.available": f"{pulls.ALARM_PERCENT}%", "imagefs.inodesFree": "0%"}
@@ -33,7 +33,7 @@ def _config(directory, endpoint, cgroup_root, gates):
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},
         # Wrong on purpose: the runtime says which driver it is (KubeletCgroupDriverFromCRI), and wins.
-        "cgroupDriver": "systemd", "cgroupRoot": f"/{cgroup_root}", "failCgroupV1": False, "podPidsLimit": POD_PIDS,
+        "cgroupDriver": pods.other_driver, "cgroupRoot": f"/{pods.root}", "failCgroupV1": False, "podPidsLimit": POD_PIDS,
         "failSwapOn": False, "protectKernelDefaults": True, "oomScoreAdj": 0,
         "evictionHard": alarms, "evictionPressureTransitionPeriod": "1s",
         "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
@@ -75,9 +75,9 @@ class Kubelet:
         undo.push(f"mounts below {directory}", mounts.detach_below, self.directory)
         subprocess.run(["mount", "--make-shared", directory], check=True)
 
-    def start(self, endpoint, cgroup_root, undo, **gates):
+    def start(self, endpoint, pods, undo, **gates):
         config = self.directory / "kubelet.json"
-        config.write_text(json.dumps(_config(self.directory, endpoint, cgroup_root, gates), indent=1))
+        config.write_text(json.dumps(_config(self.directory, endpoint, pods, gates), indent=1))
         argv = [*self._network.prefix, sys.executable, "-m", "harness.node.inside", self.directory, tools.tool("kubelet"),
                 f"--config={config}", f"--root-dir={self.directory / 'root'}", f"--cert-dir={self.directory / 'pki'}",
                 f"--hostname-override={NODE}", f"--node-ip={netns.ADDRESS}"]

@@ -48,7 +48,7 @@ class Play:
             self.private = PrivateRegistry(self.network, self.directory / "private", self.undo)
         pulls.small_disk(self.directory / "d" / "lib", self.undo)
         with self.screen.step("crispd serves"):
-            self.runtime = Crisp(self.directory / "d", self.network, self.undo, "auto", group=self.daemons)
+            self.runtime = Crisp(self.directory / "d", self.network, self.undo, "auto", group=self.daemons, cgroup_driver=self.pods.driver)
         self.before = leaks.Snapshot(self.runtime, (), self._ignored())
         self.kubelet = Kubelet(self.directory / "kubelet", self.network, self.kubelets, self.undo)
         write_credentials(self.kubelet.directory / "root")
@@ -56,21 +56,22 @@ class Play:
             self._start_kubelet()
             step.note(self.kubelet.version())
         with self.screen.step("it takes the cgroup driver from the runtime, against its own configuration"):
-            expect(self.kubelet.says("Using cgroup driver setting received from the CRI runtime", 'cgroupDriver="cgroupfs"'),
+            expect(self.kubelet.says("Using cgroup driver setting received from the CRI runtime", f'cgroupDriver="{self.pods.driver}"'),
                    "its log does not say so")
         self.node = Node(self.kubelet, self.runtime, self.network, self.directory)
 
     def _make_cgroups(self):
-        """Daemon, kubelet and pods below one cgroup, whose figures outlive the pods."""
+        """Daemon, kubelet and pods below one cgroup, whose figures outlive the pods; systemd has its pods in a slice."""
         name = f"crisp-hack/{self.directory.name}"
         self.account = cgroups.Group(name, self.undo)
         self.daemons, self.kubelets = cgroups.Group(f"{name}/daemon", self.undo), cgroups.Group(f"{name}/kubelet", self.undo)
-        self.pods_cgroup = f"{name}/pods"
-        cgroups.Group(self.pods_cgroup, self.undo)
-        cgroup.delegate(self.pods_cgroup, self.undo)
+        if self.args.cgroup_driver == "systemd":
+            self.pods = cgroup.Slices(self.directory.name, self.undo)
+        else:
+            self.pods = cgroup.Directories(f"{name}/pods", self.undo)
 
     def _start_kubelet(self, **gates):
-        self.kubelet.start(self.runtime.endpoint, self.pods_cgroup, self.undo, **gates)
+        self.kubelet.start(self.runtime.endpoint, self.pods, self.undo, **gates)
 
     def _ignored(self):
         """What stays by design: images."""
@@ -90,7 +91,7 @@ class Play:
         lifecycle.check(node, screen)
         probed.check(node, screen)
         sharing.check(node, screen)
-        resources.check(node, screen, self.pods_cgroup)
+        resources.check(node, screen, self.pods)
         network.check(node, screen)
         streaming.check(node, screen)
         logs.check(node, screen)
@@ -134,7 +135,7 @@ class Play:
         yield "log directories", lambda: list((self.kubelet.directory / "logs").iterdir())
         yield "volume directories", lambda: list((root / "pods").iterdir())
         yield "mounts", lambda: mounts.below(root)
-        yield "cgroups", lambda: cgroup.below(self.pods_cgroup) - {"kubepods", "kubepods/burstable", "kubepods/besteffort"}
+        yield "cgroups", self.pods.below
 
     def _until(self, what, find, seconds=60):
         deadline = time.monotonic() + seconds
