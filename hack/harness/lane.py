@@ -24,7 +24,7 @@ _PACK = paths.CACHE / "lane"
 _TESTS = _PACK / "tests.json"
 _LOGS = paths.CACHE / "logs"
 # The test programs that have something to show here.
-_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "lane")
+_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "faults", "lane")
 
 
 class Step:
@@ -57,6 +57,8 @@ STEPS = (
     Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
     Step("critest by systemd: AppArmor, OOM, Container, Security Context", critest=("apparmor", "oom", "container", "security"), driver="systemd"),
     Step("critest by cgroupfs: OOM, Container, Security Context", critest=("oom", "container", "security")),
+    Step("death of daemon, monitor and pause, a fork bomb, by systemd", "daemon_dead::", "pod_dead::", "hostile::a_fork", "hostile::nothing",
+         test="faults", driver="systemd"),
 )
 
 
