@@ -309,6 +309,14 @@ impl OwnWorld {
 
 impl Drop for OwnWorld {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.0.dir.join("crispd.log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!(
+                "the end of crispd's log:\n{}",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            );
+        }
         self.0.end();
     }
 }
