@@ -57,6 +57,10 @@ impl Pod {
         };
         pod.run(&["/bin/sh", "-c", "while :; do :; done"], "busy");
         pod.run(&["/bin/sleep", "1000"], "quiet");
+        // As in a scope of systemd's, where the pod's monitor is in its cgroup: none of its processes.
+        let monitor = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+        create("monitor").add(i32::try_from(monitor.id()).unwrap()).unwrap();
+        pod.processes.push(monitor);
         // The network namespace is there when eth0 is.
         let netns = "ip link add eth0 type veth peer name net1 && ip link set eth0 up && ip link set net1 up && exec sleep 1000";
         let pause = pod.run(&["/usr/bin/unshare", "--net", "/bin/sh", "-c", netns], "pause");

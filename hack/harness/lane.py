@@ -23,7 +23,7 @@ _PACK = paths.CACHE / "lane"
 _TESTS = _PACK / "tests.json"
 _LOGS = paths.CACHE / "logs"
 # The test programs that have something to show here.
-_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "lane")
+_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "faults", "lane")
 
 
 class Step:
@@ -49,11 +49,15 @@ STEPS = (
     Step("cgroup v2: figures, pressure among them", test="stats_collector"),
     Step("systemd: one scope per pod, limits, OOM, death of the daemon", "systemd::", test="lane", driver="systemd", smoke=True),
     Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", smoke=True),
-    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
-    # These two name paths; what slices are for them is shown above.
+    Step("limits, devices, OOM, daemon killed, by systemd", "limits::", test="lane", driver="systemd"),
+    Step("limits, devices, OOM, daemon killed, by cgroupfs", "limits::", test="lane"),
+    # `cgroups::below` names paths; what slices are for them is shown above.
     Step("pods on cgroup v2 by systemd", *_PODS, "--skip", "cgroups::below", test="pods", driver="systemd"),
-    Step("critest: AppArmor, OOM", critest=("apparmor", "oom"), driver="systemd"),
-    Step("critest: Container, Security Context, OOM", critest=("container", "security", "oom")),
+    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
+    Step("critest by systemd: AppArmor, OOM, Container, Security Context", critest=("apparmor", "oom", "container", "security"), driver="systemd"),
+    Step("critest by cgroupfs: OOM, Container, Security Context", critest=("oom", "container", "security")),
+    Step("death of daemon, monitor and pause, a fork bomb, by systemd", "daemon_dead::", "pod_dead::", "hostile::a_fork", "hostile::nothing",
+         test="faults", driver="systemd"),
 )
 
 
@@ -88,7 +92,9 @@ def pack(undo):
     _PACK.mkdir(parents=True, exist_ok=True)
     scratch = paths.scratch("lane")
     undo.push(f"directory {scratch}", shutil.rmtree, scratch)
-    registry.Registry(Netns(undo), scratch, undo).provide("critest")
+    # A registry of its own: the usual one may have gigabytes for other commands, which a virtual machine would have to read.
+    images = _PACK / "images"
+    registry.Registry(Netns(undo), scratch, undo, images).provide("critest")
     here = pathlib.Path("target/hack/lane/bin")
     programs = {}
     archive = _PACK / "share" / "lane.tar"
@@ -110,8 +116,12 @@ def pack(undo):
         tar.add(packed, "target/hack/fixtures-packed")
         for name in ("crictl", "critest"):
             tools.tool(name)
-        for path in [_TESTS, paths.HACK, paths.CACHE / "bin", paths.CACHE / "registry", paths.CACHE / "fixtures-pinned"]:
+            for kept in (name, f".{name}.stamp"):
+                tar.add(paths.CACHE / "bin" / kept, f"target/hack/bin/{kept}")
+        for path in (_TESTS, paths.HACK):
             tar.add(path, path.relative_to(paths.ROOT))
+        for name in ("registry", "fixtures-pinned"):
+            tar.add(images / name, f"target/hack/{name}")
         tar.add(shutil.which("docker-registry"), "target/hack/bin/docker-registry")
     return archive.parent
 
@@ -161,7 +171,9 @@ def run_here(chosen, args, undo):
         programs = {name: paths.ROOT / path for name, path in json.loads(_TESTS.read_text()).items()}
     else:
         programs = build_tests()
-        registry.Registry(Netns(undo), paths.scratch("lane"), undo).provide("critest")
+        scratch = paths.scratch("lane")
+        undo.push(f"directory {scratch}", shutil.rmtree, scratch)
+        registry.Registry(Netns(undo), scratch, undo).provide("critest")
     began = time.monotonic()
     good = [step for step in chosen if run_step(step, programs)]
     print(f"{len(good)} of {len(chosen)} capabilities hold, {time.monotonic() - began:.0f} s")

@@ -12,7 +12,6 @@ from harness import paths
 from harness.process import Daemon
 
 ADDRESS = "127.0.0.1:5000"
-_STORAGE = paths.CACHE / "registry"
 _CONFIG = """version: 0.1
 log: {{level: warn, accesslog: {{disabled: true}}}}
 storage: {{filesystem: {{rootdirectory: {storage}}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}
@@ -30,14 +29,17 @@ def _stamp():
 
 
 class Registry:
-    def __init__(self, netns, directory, undo):
-        self._netns = netns
+    """Its storage and what is known of its content are in `home`."""
+
+    def __init__(self, netns, directory, undo, home=paths.CACHE):
+        self._netns, self._home = netns, home
+        storage = home / "registry"
         config = directory / "registry.yml"
-        config.write_text(_CONFIG.format(storage=_STORAGE, address=ADDRESS))
+        config.write_text(_CONFIG.format(storage=storage, address=ADDRESS))
         program = shutil.which("docker-registry") or shutil.which("registry")
         if program is None:
             raise FileNotFoundError("docker-registry is not installed")
-        _STORAGE.mkdir(parents=True, exist_ok=True)
+        storage.mkdir(parents=True, exist_ok=True)
         self._daemon = Daemon([*netns.prefix, program, "serve", config], directory / "registry.log",
                               env=dict(os.environ, OTEL_TRACES_EXPORTER="none"))
         undo.push("the registry", self._daemon.stop)
@@ -53,11 +55,11 @@ class Registry:
             return
         stamp = _stamp()
         for name in sets:
-            done = paths.CACHE / f"fixtures-{name}.stamp"
+            done = self._home / f"fixtures-{name}.stamp"
             if done.exists() and done.read_text() == stamp:
                 continue
             subprocess.run([*self._netns.prefix, sys.executable, "-m", "fixtures", "--registry", ADDRESS,
-                            "--pinned-to", paths.CACHE / "fixtures-pinned", name],
+                            "--pinned-to", self._home / "fixtures-pinned", name],
                            check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             done.write_text(stamp)
 

@@ -143,7 +143,7 @@ def _accelerator():
     flags = pathlib.Path("/proc/cpuinfo").read_text()
     if os.access("/dev/kvm", os.W_OK) and re.search(r"\b(vmx|svm)\b", flags):
         return ["-accel", "kvm", "-cpu", "host"]
-    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"]
+    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off,smap=off,erms=off,fsrm=off"]
 
 
 def run(archive, command, timeout, undo):

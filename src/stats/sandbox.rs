@@ -60,17 +60,10 @@ impl Collector {
     }
 }
 
-/// Processes, not threads, of the whole pod.
+/// Processes, not threads, of pause and the containers. Not all that is in the pod's cgroup: a scope of systemd's has
+/// the pod's monitor in it, too.
 fn process_count(target: &PodTarget) -> Result<u64, StatsError> {
-    let cgroups = match &target.cgroup {
-        Some(pod) => vec![pod],
-        None => target
-            .containers
-            .iter()
-            .map(|c| &c.cgroup)
-            .chain([&target.own_cgroup])
-            .collect(),
-    };
+    let cgroups = target.containers.iter().map(|c| &c.cgroup).chain([&target.own_cgroup]);
     let mut count = 0;
     for cgroup in cgroups {
         let there = cgroup.process_count().map_err(|source| StatsError::Read {

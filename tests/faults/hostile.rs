@@ -261,6 +261,7 @@ fn nothing_of_a_container_outlives_it_in_a_shared_pid_namespace() {
     Machine::test("shared", async |machine| {
         let _registry = start(machine).await;
         let client = machine.client();
+        client.warm_up(machine).await;
         let shared = |linux: Option<&mut cri::NamespaceOption>| {
             linux.expect("set by us").pid = cri::NamespaceMode::Pod as i32;
         };

@@ -27,13 +27,13 @@ fn properties(unit: &str) -> BTreeMap<String, String> {
     split.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// A slice of this run's own; stopped when dropped.
+/// A slice in one of its test's own, which is stopped when dropped: a start in a slice that somebody else stops is refused.
 struct Slice(String);
 
 impl Slice {
     fn new(name: &str) -> Self {
         assert_eq!(cgroup_driver(), "systemd", "CRISP_TEST_CGROUP_DRIVER");
-        Self(format!("crisptest{}-{name}.slice", std::process::id()))
+        Self(format!("crisptest{}{name}-pods.slice", std::process::id()))
     }
 
     fn cgroup(&self) -> String {

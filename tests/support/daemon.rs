@@ -44,7 +44,9 @@ pub struct Before {
 /// The machine. Its thread is in namespaces of its own.
 pub struct Machine {
     dir: tempfile::TempDir,
+    /// Where crispd is, and where its pods are if they are not below: systemd has them in a slice.
     cgroup: String,
+    slice: Option<String>,
     hierarchy: Arc<Hierarchy>,
     own: Cgroup,
     /// Further arguments for crispd.
@@ -92,9 +94,13 @@ impl Machine {
         let cgroup = format!("/crisp-test-{}-{name}", std::process::id());
         let own = Cgroup::create(&hierarchy, &format!("{cgroup}/daemon")).expect("root may");
         let dir = tempfile::tempdir().expect("a directory");
+        // A dash would be a slice inside another one.
+        let slice = (cgroup_driver() == "systemd")
+            .then(|| format!("crisptest{}{}.slice", std::process::id(), name.replace('-', "")));
         Self {
             dir,
             cgroup,
+            slice,
             hierarchy,
             own,
             arguments: Vec::new(),
@@ -162,12 +168,9 @@ impl Machine {
         let mut command = Command::new(programs().join("crispd"));
         command.arg("--config").arg(crate::handlers::config(self.dir()));
         command.arg("--dir").arg(self.state_dir());
-        command.args([
-            "--cgroup-parent",
-            &format!("{}/pods", self.cgroup),
-            "--log",
-            "info,crisp=debug",
-        ]);
+        let parent = self.slice.clone().unwrap_or_else(|| format!("{}/pods", self.cgroup));
+        command.args(["--cgroup-driver", &cgroup_driver(), "--cgroup-parent", &parent]);
+        command.args(["--log", "info,crisp=debug"]);
         command.args(
             ["--network", "embedded"]
                 .iter()
@@ -277,10 +280,15 @@ impl Machine {
         assert!(different.is_empty(), "left behind:\n{}", different.join("\n"));
     }
 
+    fn cgroups(&self) -> Vec<String> {
+        let slice = self.slice.iter().map(|slice| format!("/{slice}"));
+        slice.chain([self.cgroup.clone()]).collect()
+    }
+
     fn scope(&self, with_files: bool) -> Scope {
         Scope {
             commands: Vec::new(),
-            cgroups: vec![self.cgroup.clone()],
+            cgroups: self.cgroups(),
             members: true,
             known: vec![self.pid()],
             directories: vec![self.state_dir()],
@@ -305,15 +313,30 @@ impl Drop for Machine {
                 lines[lines.len().saturating_sub(60)..].join("\n")
             );
         }
-        let cgroup = Cgroup::open(&self.hierarchy, &self.cgroup).expect("it was made");
-        let killed = cgroup.kill();
-        let removed = cgroup.remove();
+        let cgroups: Vec<Cgroup> = self
+            .cgroups()
+            .iter()
+            .map(|path| Cgroup::open(&self.hierarchy, path).expect("its name is sound"))
+            .collect();
+        let killed: Vec<_> = cgroups.iter().map(Cgroup::kill).collect();
+        if let Some(slice) = &self.slice {
+            let stopped = Command::new("systemctl").args(["stop", slice]).status();
+            assert!(failed || stopped.is_ok_and(|status| status.success()), "stop {slice}");
+        }
+        let removed: Vec<_> = cgroups.iter().map(Cgroup::remove).collect();
         unmount_below(&[self.dir.path()]);
         if !failed {
-            assert_eq!(killed.expect("root may"), Vec::<i32>::new());
-            removed.expect("it is empty");
+            for (killed, removed) in killed.into_iter().zip(removed) {
+                assert_eq!(killed.expect("root may"), Vec::<i32>::new());
+                removed.expect("it is empty");
+            }
         }
     }
+}
+
+/// The driver under test: cgroupfs, or what CRISP_TEST_CGROUP_DRIVER says.
+pub fn cgroup_driver() -> String {
+    std::env::var("CRISP_TEST_CGROUP_DRIVER").unwrap_or_else(|_| "cgroupfs".to_owned())
 }
 
 /// Detaches whatever is mounted below one of `dirs` in the namespace of this thread.

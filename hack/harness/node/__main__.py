@@ -18,6 +18,7 @@ from harness.undo import Undo
 def arguments():
     parser = argparse.ArgumentParser(prog="hack/node-test", description=__doc__)
     parser.add_argument("--probes", action="store_true", help="measure instead what 40 exec probes per second cost, beside containerd")
+    parser.add_argument("--cgroup-driver", choices=("cgroupfs", "systemd"), default="cgroupfs", help="of crisp (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -30,10 +31,10 @@ def keep_logs(play):
             shutil.copyfile(holder.log, logs / f"node-{name}.log")
 
 
-def on(kind, what, screen):
+def on(kind, what, screen, **how):
     """What `what` gives of a kubelet on that runtime."""
     with Undo() as undo:
-        play = Play(undo, screen, kind)
+        play = Play(undo, screen, kind, **how)
         try:
             return what(play)
         finally:
@@ -56,7 +57,7 @@ def main():
         if args.probes:
             compare(screen)
         else:
-            on(Crisp, Play.play, screen)
+            on(Crisp, Play.play, screen, cgroup_driver=args.cgroup_driver)
     return command.play("the node test", work)
 
 

@@ -1,6 +1,8 @@
 """The cgroup that the kubelet's pods live in: below one of ours, not at the machine's root."""
 
 import os
+import pathlib
+import subprocess
 
 from harness import cgroups
 
@@ -31,13 +33,63 @@ def _turn_off(path, controller):
         pass
 
 
-def below(name):
-    """Every cgroup below `name`, in every hierarchy, as paths relative to it."""
-    found = set()
-    for point in cgroups.hierarchies().values():
-        for path, _, _ in os.walk(point / name):
-            found.add(os.path.relpath(path, point / name))
-    return found - {"."}
+class _Pods:
+    """Where the kubelet's pods are: `root` is what the kubelet is told, `path` what becomes of it."""
+
+    def below(self):
+        """The paths of every cgroup below it, in every hierarchy, but those that the kubelet keeps."""
+        found = set()
+        for point in cgroups.hierarchies().values():
+            for path, _, _ in os.walk(point / self.path()):
+                found.add(os.path.relpath(path, point))
+        kept = ((), ("kubepods",), ("kubepods", "burstable"), ("kubepods", "besteffort"))
+        return found - {self.path(*names) for names in kept}
+
+
+class Directories(_Pods):
+    driver, other_driver = "cgroupfs", "systemd"
+
+    def __init__(self, name, undo):
+        self.root = name
+        cgroups.Group(name, undo)
+        delegate(name, undo)
+
+    def path(self, *names):
+        return "/".join([self.root, *names])
+
+    @staticmethod
+    def around(container):
+        """The path around a container's."""
+        return str(pathlib.PurePath(container).parent)
+
+
+class Slices(_Pods):
+    """systemd's. Each has all the names above it in its own."""
+
+    driver, other_driver = "systemd", "cgroupfs"
+
+    def __init__(self, name, undo):
+        self.root = name.replace("-", "")
+        slice_ = f"{self.root}.slice"
+        undo.push(slice_, subprocess.run, ["systemctl", "stop", slice_])
+        # Its properties are why it has the controllers that a kubelet wants to find there, and keeps them.
+        cpus = ((1 << os.cpu_count()) - 1).to_bytes((os.cpu_count() + 7) // 8, "little")
+        properties = ["CPUWeight t 100", "MemoryAccounting b true", "TasksAccounting b true",
+                      f"AllowedCPUs ay {len(cpus)} {' '.join(str(byte) for byte in cpus)}"]
+        manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]
+        subprocess.run(["busctl", "--quiet", "call", *manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", slice_, "fail",
+                        str(len(properties)), *" ".join(properties).split(), "0"], check=True, stdin=subprocess.DEVNULL)
+        subprocess.run(["systemctl", "start", slice_], check=True)
+        delegate(slice_, undo)
+
+    def path(self, *names):
+        parts = [self.root, *(name.replace("-", "_") for name in names)]
+        return "/".join("-".join(parts[:number]) + ".slice" for number in range(1, len(parts) + 1))
+
+    @staticmethod
+    def around(container):
+        """The path around a container's, whose pod has a scope."""
+        return str(pathlib.PurePath(container).parent.parent)
 
 
 class Values:

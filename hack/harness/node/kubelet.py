@@ -21,7 +21,7 @@ LOG_MAX_KIB = 16
 POD_PIDS = 128
 
 
-def _config(directory, endpoint, cgroup_root, driver, gates):
+def _config(directory, endpoint, pods, driver, gates):
     # How full the machine's own disk is is nothing that this is about.
     alarms = {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%",
               "imagefs.available": f"{pulls.ALARM_PERCENT}%", "imagefs.inodesFree": "0%"}
@@ -32,7 +32,7 @@ def _config(directory, endpoint, cgroup_root, driver, gates):
         "address": "127.0.0.1", "port": PORT, "healthzPort": 0,
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},
-        "cgroupDriver": driver, "cgroupRoot": f"/{cgroup_root}", "failCgroupV1": False, "podPidsLimit": POD_PIDS,
+        "cgroupDriver": driver, "cgroupRoot": f"/{pods.root}", "failCgroupV1": False, "podPidsLimit": POD_PIDS,
         "failSwapOn": False, "protectKernelDefaults": True, "oomScoreAdj": 0,
         "evictionHard": alarms, "evictionPressureTransitionPeriod": "1s",
         "clusterDomain": "cluster.test", "resolvConf": str(directory / "resolv.conf"),
@@ -74,9 +74,9 @@ class Kubelet:
         undo.push(f"mounts below {directory}", mounts.detach_below, self.directory)
         subprocess.run(["mount", "--make-shared", directory], check=True)
 
-    def start(self, endpoint, cgroup_root, driver, undo, **gates):
+    def start(self, endpoint, pods, driver, undo, **gates):
         config = self.directory / "kubelet.json"
-        config.write_text(json.dumps(_config(self.directory, endpoint, cgroup_root, driver, gates), indent=1))
+        config.write_text(json.dumps(_config(self.directory, endpoint, pods, driver, gates), indent=1))
         argv = [*self._network.prefix, sys.executable, "-m", "harness.node.inside", self.directory, tools.tool("kubelet"),
                 f"--config={config}", f"--root-dir={self.directory / 'root'}", f"--cert-dir={self.directory / 'pki'}",
                 f"--hostname-override={NODE}", f"--node-ip={netns.ADDRESS}"]

@@ -18,8 +18,8 @@ _OF_THE_KUBELET = ("KUBE-", "table ip mangle", "table ip6 ")
 
 
 class Play:
-    def __init__(self, undo, screen, kind=Crisp):
-        self.undo, self.screen, self.kind = undo, screen, kind
+    def __init__(self, undo, screen, kind=Crisp, cgroup_driver="cgroupfs"):
+        self.undo, self.screen, self.kind, self.cgroup_driver = undo, screen, kind, cgroup_driver
 
     def play(self):
         self.set_up()
@@ -45,8 +45,8 @@ class Play:
             self.private = PrivateRegistry(self.network, self.directory / "private", self.undo)
         pulls.small_disk(self.directory / "d" / "lib", self.undo)
         with self.screen.step(f"{self.kind.name} serves"):
-            network = "auto" if self.kind is Crisp else "cni"
-            self.runtime = self.kind(self.directory / "d", self.network, self.undo, network, group=self.daemons)
+            network, how = ("auto", {"cgroup_driver": self.pods.driver}) if self.kind is Crisp else ("cni", {})
+            self.runtime = self.kind(self.directory / "d", self.network, self.undo, network, group=self.daemons, **how)
         self.before = leaks.Snapshot(self.runtime, (), self._ignored())
         self.kubelet = Kubelet(self.directory / "kubelet", self.network, self.kubelets, self.undo)
         write_credentials(self.kubelet.directory / "root")
@@ -56,18 +56,19 @@ class Play:
         self.node = Node(self.kubelet, self.runtime, self.network, self.directory)
 
     def _make_cgroups(self):
-        """Daemon, kubelet and pods below one cgroup, whose figures outlive the pods."""
+        """Daemon, kubelet and pods below one cgroup, whose figures outlive the pods; systemd has its pods in a slice."""
         name = f"crisp-hack/{self.directory.name}"
         self.account = cgroups.Group(name, self.undo)
         self.daemons, self.kubelets = cgroups.Group(f"{name}/daemon", self.undo), cgroups.Group(f"{name}/kubelet", self.undo)
-        self.pods_cgroup = f"{name}/pods"
-        cgroups.Group(self.pods_cgroup, self.undo)
-        cgroup.delegate(self.pods_cgroup, self.undo)
+        if self.cgroup_driver == "systemd":
+            self.pods = cgroup.Slices(self.directory.name, self.undo)
+        else:
+            self.pods = cgroup.Directories(f"{name}/pods", self.undo)
 
     def _start_kubelet(self, **gates):
         # Wrong on purpose where the runtime says which driver it is (KubeletCgroupDriverFromCRI), and wins.
-        driver = "systemd" if self.kind is Crisp else "cgroupfs"
-        self.kubelet.start(self.runtime.endpoint, self.pods_cgroup, driver, self.undo, **gates)
+        driver = self.pods.other_driver if self.kind is Crisp else self.pods.driver
+        self.kubelet.start(self.runtime.endpoint, self.pods, driver, self.undo, **gates)
 
     def _ignored(self):
         """What stays by design: images."""
@@ -78,7 +79,7 @@ class Play:
     def see(self):
         node, screen = self.node, self.screen
         with screen.step("the kubelet takes the cgroup driver from the runtime, against its own configuration"):
-            expect(self.kubelet.says("Using cgroup driver setting received from the CRI runtime", 'cgroupDriver="cgroupfs"'),
+            expect(self.kubelet.says("Using cgroup driver setting received from the CRI runtime", f'cgroupDriver="{self.pods.driver}"'),
                    "its log does not say so")
         with screen.step("static pods for all that follows") as step:
             pods = [pod for scenario in _SCENARIOS for pod in scenario.manifests(node)]
@@ -90,7 +91,7 @@ class Play:
         lifecycle.check(node, screen)
         probed.check(node, screen)
         sharing.check(node, screen)
-        resources.check(node, screen, self.pods_cgroup)
+        resources.check(node, screen, self.pods)
         network.check(node, screen)
         streaming.check(node, screen)
         logs.check(node, screen)
@@ -134,7 +135,7 @@ class Play:
         yield "log directories", lambda: list((self.kubelet.directory / "logs").iterdir())
         yield "volume directories", lambda: list((root / "pods").iterdir())
         yield "mounts", lambda: mounts.below(root)
-        yield "cgroups", lambda: cgroup.below(self.pods_cgroup) - {"kubepods", "kubepods/burstable", "kubepods/besteffort"}
+        yield "cgroups", self.pods.below
 
     def _until(self, what, find, seconds=60):
         deadline = time.monotonic() + seconds

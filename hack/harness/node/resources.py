@@ -27,18 +27,18 @@ def manifests(_node):
     ]
 
 
-def check(node, screen, root):
+def check(node, screen, pods):
     with screen.step("limits are in the cgroups of the containers and of their pods, those below their class") as step:
-        for pod_name, where, containers in (("burstable", "kubepods/burstable", {"one": (20000, 64), "two": (10000, 32)}),
-                                            ("guaranteed", "kubepods", {"only": (5000, 48)})):
+        for pod_name, where, containers in (("burstable", ("kubepods", "burstable"), {"one": (20000, 64), "two": (10000, 32)}),
+                                            ("guaranteed", ("kubepods",), {"only": (5000, 48)})):
             node.ready(pod_name)
             parents = set()
             for name, (quota, memory) in containers.items():
                 path = node.cgroup(pod_name, name)
                 values = cgroup.Values(path)
                 expect_equal(f"quota and memory of {name}", (values.cpu_quota_us(), values.memory_limit()), (quota, memory * _MIB))
-                parents.add(str(pathlib.PurePath(path).parent))
-            of_pod = f"/{root}/{where}/pod{node.uid(pod_name)}"
+                parents.add(pods.around(path))
+            of_pod = "/" + pods.path(*where, f"pod{node.uid(pod_name)}")
             expect_equal(f"the cgroup around {pod_name}", parents, {of_pod})
             values = cgroup.Values(of_pod)
             total = sum(quota for quota, _ in containers.values()), sum(memory for _, memory in containers.values()) * _MIB

@@ -38,8 +38,12 @@ pub(super) fn name_write(path: &Path, value: &str, source: io::Error) -> io::Err
     failed(format_args!("write {value:?} to"), path, source)
 }
 
+/// `NotFound` also for a file of a cgroup that is being removed, whose directory may be seen a moment longer.
 pub(super) fn read(path: &Path) -> io::Result<String> {
-    read_raw(path).map_err(|e| failed("read", path, e))
+    read_raw(path).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENODEV) => failed("read", path, io::ErrorKind::NotFound.into()),
+        _ => failed("read", path, e),
+    })
 }
 
 fn read_raw(path: &Path) -> io::Result<String> {

@@ -156,7 +156,7 @@ pub(super) fn open_for_writing(path: &Path) -> io::Result<OwnedFd> {
 pub(super) fn is_populated(dir: &Path) -> io::Result<bool> {
     match file::read(&dir.join("cgroup.events")) {
         Ok(events) => Ok(parse::field(events.as_bytes(), b"populated") == Some(1)),
-        Err(e) if !dir.is_dir() => {
+        Err(e) if e.kind() == io::ErrorKind::NotFound || !dir.is_dir() => {
             tracing::trace!(error = %e, "cgroup is gone");
             Ok(false)
         }
@@ -176,7 +176,7 @@ pub(super) fn pids_below(dir: &Path, pids: &mut Vec<i32>) -> io::Result<()> {
                     .filter(|pid| *pid > 0),
             ),
             // Gone, or a threaded cgroup (EOPNOTSUPP), whose processes are listed by its domain above.
-            Err(_) if !dir.is_dir() => continue,
+            Err(e) if e.kind() == io::ErrorKind::NotFound || !dir.is_dir() => continue,
             Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
             Err(e) => return Err(e),
         }
