@@ -72,6 +72,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     // The lock is held as long as the daemon lives: two daemons on one directory would undo each other's work.
     let _lock = serve::lock(&config.run)?;
     let rooms = open(&config).await?;
+    let _containers_run_on = KeepImages(rooms.images.clone());
     let listener = serve::listen(&config.socket)?;
     tracing::info!(socket = %config.socket.display(), ms = started.elapsed().as_millis() as u64, "serving the CRI");
     let sandboxes = rooms.sandboxes.clone();
@@ -79,6 +80,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     sandboxes.settle_networks().await;
     tracing::info!("going down; containers run on");
     Ok(())
+}
+
+/// However the daemon ends: dropped before the rooms, whose containers' leases would take the layers along.
+struct KeepImages(Arc<Images>);
+
+impl Drop for KeepImages {
+    fn drop(&mut self) {
+        self.0.keep();
+    }
 }
 
 /// Makes the rooms and takes over what an earlier daemon left.

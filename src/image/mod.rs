@@ -106,6 +106,11 @@ impl Images {
         blocking("settle images", move || store.settle()).await
     }
 
+    /// Says that the daemon goes down and containers run on: nothing that they need is removed from now on.
+    pub fn keep(&self) {
+        self.store.keep();
+    }
+
     /// The overlay lower directories of `image`, top first.
     pub fn layers(&self, image: &Image) -> Vec<PathBuf> {
         self.store.lower_dirs(image)

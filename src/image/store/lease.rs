@@ -45,7 +45,7 @@ impl Store {
     /// holds go now.
     pub fn settle(&self) -> Result<(), ImageError> {
         let mut state = self.lock();
-        state.recovering = false;
+        state.keeping = false;
         let unheld: Vec<ImageId> = state
             .images
             .iter()
@@ -62,13 +62,18 @@ impl Store {
         Ok(())
     }
 
+    /// Says that the daemon goes down: from now on removed images stay for the next one, as at its start.
+    pub fn keep(&self) {
+        self.lock().keeping = true;
+    }
+
     fn release(&self, image_id: &ImageId) {
         let mut state = self.lock();
         let Some(known) = state.images.get_mut(image_id) else {
             return;
         };
         known.leases -= 1;
-        if known.leases > 0 || known.listed || state.recovering {
+        if known.leases > 0 || known.listed || state.keeping {
             return;
         }
         let Some(hex) = hex_of(image_id.as_str()) else { return };

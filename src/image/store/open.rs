@@ -20,7 +20,7 @@ impl Store {
     pub fn open(config: &ImageConfig) -> Result<Arc<Self>, ImageError> {
         let layout = Layout::create(&config.dir)?;
         let mut state = State {
-            recovering: true,
+            keeping: true,
             ..State::default()
         };
         for hex in published(&layout, &layout.layers())? {

@@ -20,7 +20,7 @@ impl Store {
             return Ok(());
         };
         let place = self.layout.manifest(hex);
-        if known.leases > 0 || state.recovering {
+        if known.leases > 0 || state.keeping {
             // After a restart nobody has said yet who holds it.
             let held = self.layout.held(hex);
             self.layout.discard(&held)?;

@@ -59,8 +59,9 @@ pub(super) struct Known {
 pub(super) struct State {
     pub layers: HashMap<String, Layer>,
     pub images: BTreeMap<ImageId, Known>,
-    /// Until the daemon has said who lives, removed images stay for containers to hold them again.
-    pub recovering: bool,
+    /// Removed images stay, whoever lets go of them: until the daemon has said who lives, and once it goes down. Then leases
+    /// go with the daemon's memory and not with their containers, which run on.
+    pub keeping: bool,
 }
 
 impl State {

@@ -233,6 +233,24 @@ fn leases_are_taken_again_after_a_restart() {
 }
 
 #[test]
+fn leases_that_go_with_the_daemon_take_no_layers_along() {
+    let mut place = Place::new();
+    place.store.settle().unwrap();
+    let image = put(&place.store, "app:1", "", &[layer(&place.store, "a")]);
+    let lease = place.store.hold(&image.id).unwrap();
+    place.store.remove_image(&image.id).unwrap();
+    // The daemon is asked to end: what it has in memory is dropped.
+    place.store.keep();
+    drop(lease);
+    place.reopen();
+    let lease = place.store.hold(&image.id).unwrap();
+    place.store.settle().unwrap();
+    assert!(place.store.lower_dirs(lease.image())[0].join("file-a").exists());
+    drop(lease);
+    place.assert_nothing_left();
+}
+
+#[test]
 fn removal_before_the_daemon_knows_who_lives_keeps_the_layers() {
     let mut place = Place::new();
     let image = put(&place.store, "app:1", "", &[layer(&place.store, "a")]);
