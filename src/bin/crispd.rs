@@ -50,6 +50,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    crisp::sys::memory::keep_little();
     match start(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -7,6 +7,8 @@ pub mod capability;
 pub mod cgroup;
 pub mod fd;
 pub mod memfd;
+#[cfg(feature = "daemon")]
+pub mod memory;
 pub mod mount;
 #[cfg(feature = "daemon")]
 pub mod mount_namespace;
