@@ -211,7 +211,7 @@ impl Sandboxes {
         let held: Vec<_> = self
             .list(|sandbox| !sandbox.status().network_released)
             .iter()
-            .filter_map(|sandbox| serde_json::from_value(sandbox.record.network.clone()?).ok())
+            .filter_map(|sandbox| serde_json::from_str(sandbox.record.network.as_ref()?.get()).ok())
             .collect();
         if let Err(error) = self.parts.networks.gc(&held).await {
             tracing::warn!(error = %chain(&error), "networks of lost pods not collected");

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
+use serde_json::value::to_raw_value;
 use tokio::sync::oneshot;
 
 use super::limits::{namespace_options, validate};
@@ -228,7 +229,7 @@ impl Sandboxes {
             attached: network
                 .attached
                 .as_ref()
-                .and_then(|attached| serde_json::to_value(attached).ok()),
+                .and_then(|attached| to_raw_value(attached).ok()),
             network_released: record.netns.is_none(),
             pause: Some(Process {
                 pid: pause.pid,
@@ -266,7 +267,7 @@ impl Sandboxes {
                         sandbox_id: id.clone(),
                         source,
                     })?;
-                let plan = serde_json::to_value(plan).map_err(|error| SandboxError::Invalid {
+                let plan = to_raw_value(&plan).map_err(|error| SandboxError::Invalid {
                     what: format!("network plan: {error}"),
                 })?;
                 Some(plan)
@@ -326,7 +327,7 @@ impl Sandboxes {
             sandbox_id: record.id.clone(),
             source,
         };
-        let plan: Plan = serde_json::from_value(plan).map_err(|error| SandboxError::Invalid {
+        let plan: Plan = serde_json::from_str(plan.get()).map_err(|error| SandboxError::Invalid {
             what: format!("network plan: {error}"),
         })?;
         let attached = self.parts.networks.add(&plan).await.map_err(failed)?;
@@ -341,7 +342,7 @@ impl Sandboxes {
     /// Undoes [`Sandboxes::attach_network`], however far it came.
     async fn detach_network(&self, record: &PodRecord, attached: Option<Attached>) -> Result<(), String> {
         if let Some(plan) = record.network.clone() {
-            let plan: Plan = serde_json::from_value(plan).map_err(|error| error.to_string())?;
+            let plan: Plan = serde_json::from_str(plan.get()).map_err(|error| error.to_string())?;
             self.parts
                 .networks
                 .del(&plan, attached.as_ref())

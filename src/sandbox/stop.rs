@@ -75,10 +75,10 @@ impl Sandboxes {
         let invalid = |what: &str, error: serde_json::Error| SandboxError::Invalid {
             what: format!("pod sandbox {id}: recorded {what}: {error}"),
         };
-        let plan: Plan = serde_json::from_value(plan).map_err(|error| invalid("network plan", error))?;
+        let plan: Plan = serde_json::from_str(plan.get()).map_err(|error| invalid("network plan", error))?;
         let attached: Option<Attached> = status
             .attached
-            .map(serde_json::from_value)
+            .map(|attached| serde_json::from_str(attached.get()))
             .transpose()
             .map_err(|error| invalid("network result", error))?;
         self.parts

@@ -84,7 +84,7 @@ pub struct PodRecord {
     /// Absent with host network.
     pub netns: Option<PathBuf>,
     /// The network room's plan, written before ADD so that DEL can follow whatever happens. Absent with host network.
-    pub network: Option<serde_json::Value>,
+    pub network: Option<Box<RawValue>>,
     /// The parent cgroup of the pod's cgroups, absolute in every hierarchy.
     pub cgroup_parent: String,
     /// The nearest cgroup above the parent that was there before the pod: what is between goes with the pod, once
@@ -133,7 +133,7 @@ pub struct PodStatus {
     pub phase: PodPhase,
     pub ips: Vec<IpAddr>,
     /// What ADD returned, for DEL.
-    pub attached: Option<serde_json::Value>,
+    pub attached: Option<Box<RawValue>>,
     /// DEL has succeeded: the addresses belong to others now.
     pub network_released: bool,
     pub pause: Option<Process>,
