@@ -25,7 +25,8 @@ impl RuntimeApi {
     }
 }
 
-/// The status of a capability that crisp does not have yet: `what` is missing.
+/// The answer to CheckpointContainer, CheckpointPod and RestorePod, which crisp does not have yet (README, Status): `what`
+/// is missing.
 fn missing<T>(what: &str) -> Result<Response<T>, Status> {
     Err(Status::unimplemented(what))
 }

@@ -13,6 +13,8 @@ const HELD_MS: u64 = 1500;
 /// How long the client waits before it goes away.
 const WAITS: Duration = Duration::from_millis(500);
 
+// The retry of these tests is the kubelet's: it gives up, and asks for the same again. No test repeats itself.
+
 #[test]
 fn a_pod_whose_client_went_away_is_given_to_the_retry() {
     Machine::test("cancel-run", async |machine| {

@@ -147,6 +147,7 @@ async fn a_registry_that_always_hangs_fails_the_pull_in_bounded_time() {
 async fn a_busy_registry_is_asked_again_when_it_says() {
     let (content, _) = large();
     let count = Arc::new(AtomicUsize::new(0));
+    // Under test is that the registry's own word is kept (RFC 9110, Retry-After).
     let server = Server::start(move |request| match count.fetch_add(1, Ordering::Relaxed) {
         0 => Reply::new(429, "").with("retry-after", "1"),
         1 => Reply::new(503, ""),

@@ -387,7 +387,7 @@ fn a_failed_add_leaves_nothing_and_the_same_request_then_succeeds() {
         machine.assert_nothing_left();
         machine.sh(&format!("{inside} ip link del eth0"));
         machine.add(&networks, &pod);
-        // a retry that finds its own first try done
+        // As a daemon that died before it had recorded the first: ADD again, of the same pod, gives the same.
         machine.add(&networks, &pod);
         assert_eq!(machine.leases(), 1);
         netns::remove(&pod.attachment.netns).unwrap();

@@ -185,7 +185,7 @@ fn a_name_belongs_to_one() {
 
 #[test]
 fn a_request_that_comes_again_while_it_is_under_way_gets_the_first_ones_result() {
-    let pod = world().pod("retry");
+    let pod = world().pod("comes-again");
     let config = pod.config("c", &["sleep", "1000"]);
     let ids: Vec<String> = std::thread::scope(|scope| {
         let asked: Vec<_> = (0..4).map(|_| scope.spawn(|| pod.try_create(config.clone()))).collect();
