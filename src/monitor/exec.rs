@@ -1,17 +1,18 @@
 //! Starts a process in a container that runs.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-use super::birth::{self, Birth, Outfit, Progress, Sent, failure, namespaces_of, policy};
+use super::birth::{self, Birth, Outfit, Progress, Sent, failure, policy};
 use super::connection::ReplyTo;
 use super::container::{Outcome, State, send_signal};
 use super::create::numbers;
 use super::protocol::{Answer, Empty, Exec, ExecSnapshot, Failure, FailureKind, Process, Role, SignalExec};
 use super::server::Monitor;
-use crate::oci::{Joining, Namespace, Stdio, line, youki};
+use crate::oci::line::Refusal;
+use crate::oci::{self, Joining, Namespaces, Stdio, line};
 use crate::sys::pidfd;
-use crate::sys::process::{self, Forked};
+use crate::sys::process::{self, Forked, SingleThread};
 
 /// A process in a container, beside its first one.
 pub struct Running {
@@ -57,18 +58,9 @@ impl Monitor {
         }
         let call_policy = call.policy.ok_or_else(|| failure(FailureKind::Invalid, "no policy"))?;
         // The container's process is not reaped yet, so its pid is its own.
-        let mut kinds = vec![
-            Namespace::Pid,
-            Namespace::Net,
-            Namespace::Ipc,
-            Namespace::Uts,
-            Namespace::Cgroup,
-            Namespace::Mount,
-        ];
-        if !shares_user_namespace(target.pid).map_err(failed)? {
-            kinds.push(Namespace::User);
-        }
-        let namespaces = namespaces_of(target.pid, &kinds).map_err(failed)?;
+        // What it has is asked of the kernel: nothing that might be forgotten here may make a command root of the node.
+        let user_namespace = !shares_user_namespace(target.pid).map_err(failed)?;
+        let target = pidfd::open(target.pid).map_err(failed)?;
         let stdio = Stdio {
             stdin: sent.one(Role::Stdin),
             stdout: sent.one(Role::Stdout),
@@ -89,12 +81,13 @@ impl Monitor {
             limits: birth::limits(&call_policy.limits),
         };
         let joining = Joining {
-            namespaces,
+            target,
+            user_namespace,
             stdio,
             policy: policy(call_policy),
         };
         let maker = match self.single.fork_into(outfit.cgroup_dir.as_ref()).map_err(failed)? {
-            Forked::Child => join(outfit, joining),
+            Forked::Child => join(outfit, joining, &self.single),
             Forked::Parent(maker) => maker,
         };
         drop((outfit, joining));
@@ -174,8 +167,12 @@ fn shares_user_namespace(pid: i32) -> io::Result<bool> {
     Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
 }
 
-fn join(outfit: Outfit, joining: Joining) -> ! {
-    let keep = numbers(&joining.stdio, &joining.namespaces);
+fn join(outfit: Outfit, joining: Joining, single: &SingleThread) -> ! {
+    let mut keep = numbers(&joining.stdio, &Namespaces::new());
+    keep.push(joining.target.as_raw_fd());
     let line = outfit.put_on(&keep);
-    youki::report(youki::join(joining, line.clone()), &line)
+    if let Err(error) = oci::join::run(joining, &line, single) {
+        line::say_refused(&line, Refusal::Failed, &oci::chain(&error));
+    }
+    process::exit_now(0)
 }

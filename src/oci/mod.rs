@@ -4,6 +4,7 @@
 //! changes its caller and, when it fails, leaves descriptors and children behind.
 //!
 //! - [`youki`]: the only file that names libcontainer.
+//! - [`join`]: a process in a container that runs, without libcontainer.
 //! - [`external`]: an OCI runtime's command line instead.
 //! - `stage`: puts the detached mounts that the daemon sent where libcontainer can bind them from.
 //! - `execute`: from a process inside its container to the program, without giving anything away.
@@ -14,6 +15,7 @@
 mod diagnosis;
 mod execute;
 pub mod external;
+pub mod join;
 mod late;
 pub mod line;
 mod stage;
@@ -68,8 +70,6 @@ pub enum Namespace {
     Uts,
     Pid,
     User,
-    Mount,
-    Cgroup,
 }
 
 impl Namespace {
@@ -81,8 +81,6 @@ impl Namespace {
             Self::Uts => "uts",
             Self::Pid => "pid",
             Self::User => "user",
-            Self::Mount => "mnt",
-            Self::Cgroup => "cgroup",
         }
     }
 }
@@ -107,7 +105,10 @@ pub struct Creation {
 
 /// A process to start in a container that runs.
 pub struct Joining {
-    pub namespaces: Namespaces,
+    /// A pidfd of the container's first process.
+    pub target: OwnedFd,
+    /// Whether the container has a user namespace.
+    pub user_namespace: bool,
     pub stdio: Stdio,
     pub policy: Policy,
 }

@@ -1,7 +1,7 @@
-//! Containers and processes in them, through libcontainer's `container_main_process`.
+//! Containers, through libcontainer's `container_main_process`.
 //!
-//! The builders of libcontainer are not used: they drop the seccomp filter and the user namespace of an exec. What
-//! libcontainer sees is a spec without seccomp, capabilities and resources, of a process that is root without a
+//! The builder of libcontainer is not used: it compiles the seccomp filter each time, and cannot have a process that is neither
+//! privileged nor without new privileges filtered. What libcontainer sees is a spec without seccomp, capabilities and resources, of a process that is root without a
 //! working directory; what the policy says is done by `execute`, which libcontainer calls last. Cgroups are the
 //! daemon's and are joined before: for libcontainer there is a directory of the monitor's room that takes its writes.
 
@@ -20,12 +20,11 @@ use libcontainer::process::container_main_process::container_main_process;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::{
-    LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, MountBuilder, Process, ProcessBuilder,
-    RootBuilder, Spec, SpecBuilder, UserBuilder,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, MountBuilder, Process, ProcessBuilder, Spec, UserBuilder,
 };
 
 use super::late::LateMount;
-use super::{Creation, Joining, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, execute, stage};
+use super::{Creation, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, execute, stage};
 use crate::sys::{fd, process, scm};
 
 /// The directory in the monitor's room that libcontainer takes for its cgroup, relative to the cgroup mount: writes to it do
@@ -99,75 +98,10 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     spec.set_linux(Some(linux))
         .set_hooks(None)
         .set_process(Some(bare_process(&policy)?));
-    run(
-        ContainerType::InitContainer,
-        spec,
-        root,
-        stdio,
-        Payload::new(policy, line, late),
-    )
+    run(spec, root, stdio, Payload::new(policy, line, late))
 }
 
-/// Makes a process in a container that runs. In a forked child, in the monitor's room, in the container's cgroups.
-pub fn join(joining: Joining, line: Rc<OwnedFd>) -> Result<Waiting, OciError> {
-    let Joining {
-        namespaces,
-        stdio,
-        policy,
-    } = joining;
-    diagnosis::catch(&line);
-    let mut joined = Vec::new();
-    for (kind, fd) in &namespaces {
-        if !enter_early(*kind, fd)? {
-            joined.push(namespace(type_of(*kind), Some(path_of(fd)))?);
-        }
-    }
-    let linux = LinuxBuilder::default().namespaces(joined).build().map_err(unfit)?;
-    let root = RootBuilder::default()
-        .path("/")
-        .readonly(false)
-        .build()
-        .map_err(unfit)?;
-    let mut spec = SpecBuilder::default()
-        .linux(linux)
-        .root(root)
-        .process(bare_process(&policy)?)
-        .build()
-        .map_err(unfit)?;
-    spec.set_mounts(None);
-    // The builder fills in what libcontainer would then do to the container.
-    if let Some(linux) = spec.linux().clone() {
-        let mut linux = linux;
-        linux
-            .set_masked_paths(None)
-            .set_readonly_paths(None)
-            .set_resources(None);
-        spec.set_linux(Some(linux));
-    }
-    // libcontainer closes this descriptor in each of its processes and reports errors by it, which the line does better.
-    let (_, notify) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| OciError::Io {
-        op: "make a pipe",
-        source: e.into(),
-    })?;
-    let kind = ContainerType::TenantContainer {
-        exec_notify_fd: fd::into_number(notify),
-    };
-    run(
-        kind,
-        spec,
-        PathBuf::from("/"),
-        stdio,
-        Payload::new(policy, line, Vec::new()),
-    )
-}
-
-fn run(
-    container_type: ContainerType,
-    spec: Spec,
-    rootfs: PathBuf,
-    stdio: Stdio,
-    payload: Payload,
-) -> Result<Waiting, OciError> {
+fn run(spec: Spec, rootfs: PathBuf, stdio: Stdio, payload: Payload) -> Result<Waiting, OciError> {
     let io = |op| move |source| OciError::Io { op, source };
     let terminal = match stdio.terminal {
         true => Some(UnixStream::pair().map_err(io("make a socket for the terminal"))?),
@@ -175,7 +109,7 @@ fn run(
     };
     let (terminal, console) = terminal.unzip();
     let args = ContainerArgs {
-        container_type,
+        container_type: ContainerType::InitContainer,
         syscall: SyscallType::Linux,
         spec: Rc::new(spec),
         rootfs,
@@ -344,8 +278,7 @@ fn enter_early(kind: Namespace, fd: &OwnedFd) -> Result<bool, OciError> {
         Namespace::Net => libc::CLONE_NEWNET,
         Namespace::Ipc => libc::CLONE_NEWIPC,
         Namespace::Uts => libc::CLONE_NEWUTS,
-        Namespace::Cgroup => libc::CLONE_NEWCGROUP,
-        Namespace::Pid | Namespace::User | Namespace::Mount => return Ok(false),
+        Namespace::Pid | Namespace::User => return Ok(false),
     };
     process::enter(fd, flag).map_err(|source| OciError::Io {
         op: "enter a namespace of the pod",
@@ -371,8 +304,6 @@ fn type_of(kind: Namespace) -> LinuxNamespaceType {
         Namespace::Uts => LinuxNamespaceType::Uts,
         Namespace::Pid => LinuxNamespaceType::Pid,
         Namespace::User => LinuxNamespaceType::User,
-        Namespace::Mount => LinuxNamespaceType::Mount,
-        Namespace::Cgroup => LinuxNamespaceType::Cgroup,
     }
 }
 

@@ -17,6 +17,8 @@ pub mod netlink;
 pub mod open;
 pub mod pidfd;
 pub mod process;
+#[cfg(feature = "monitor")]
+pub mod pty;
 pub mod scm;
 pub mod seccomp;
 #[cfg(feature = "daemon")]

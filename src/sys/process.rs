@@ -73,6 +73,90 @@ impl SingleThread {
     }
 }
 
+/// What a borrower of this process's memory is to do, and where it finds its pid.
+#[cfg(feature = "monitor")]
+struct Loan<F> {
+    work: Option<F>,
+    pid: libc::pid_t,
+}
+
+/// A stack of its own for who borrows this process's memory, with a page below it that nobody may touch.
+#[cfg(feature = "monitor")]
+struct Stack {
+    from: *mut libc::c_void,
+}
+
+#[cfg(feature = "monitor")]
+impl Stack {
+    /// As large as that of a program; what is not touched is not there.
+    const SIZE: usize = 8 << 20;
+    const GUARD: usize = 64 << 10;
+
+    fn new() -> io::Result<Self> {
+        let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK;
+        // SAFETY: a new mapping, at an address that the kernel chooses.
+        let from = unsafe { libc::mmap(std::ptr::null_mut(), Self::SIZE, libc::PROT_NONE, kind, -1, 0) };
+        if from == libc::MAP_FAILED {
+            return Err(failed("map a stack", io::Error::last_os_error()));
+        }
+        let stack = Self { from };
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the range is inside the mapping, which is nobody else's.
+        if unsafe { libc::mprotect(stack.from.add(Self::GUARD), Self::SIZE - Self::GUARD, access) } != 0 {
+            return Err(failed("open up a stack", io::Error::last_os_error()));
+        }
+        Ok(stack)
+    }
+
+    fn top(&self) -> *mut libc::c_void {
+        // SAFETY: one past the end of the mapping; its size is a multiple of every alignment that is asked of a stack.
+        unsafe { self.from.add(Self::SIZE) }
+    }
+}
+
+#[cfg(feature = "monitor")]
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's, and who ran on it has ended or executes another program.
+        unsafe { libc::munmap(self.from, Self::SIZE) };
+    }
+}
+
+#[cfg(feature = "monitor")]
+impl SingleThread {
+    /// Makes a sibling of this process (a child of its parent) that does `work`, and ends if that returns. It is
+    /// told its pid as this process's pid namespace counts it, which need not be its own.
+    ///
+    /// The sibling has its own descriptors, but this process's memory; this process rests until it executes or has ended.
+    /// Nothing is copied, then, but `work` leaves this process's memory as it happens: the caller should have nothing more to
+    /// do than to end. Errors: clone(2).
+    pub fn lend_to_sibling<F: FnOnce(i32)>(&self, work: F) -> io::Result<()> {
+        extern "C" fn begin<F: FnOnce(i32)>(loan: *mut libc::c_void) -> libc::c_int {
+            // SAFETY: it is the loan below, whose owner rests and does not look at it until this process is another's or gone.
+            let loan = unsafe { &mut *loan.cast::<Loan<F>>() };
+            if let Some(work) = loan.work.take() {
+                work(loan.pid);
+            }
+            0
+        }
+        let stack = Stack::new()?;
+        let mut loan = Loan {
+            work: Some(work),
+            pid: 0,
+        };
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
+        let at = &raw mut loan;
+        // SAFETY: there is one thread, and it does not go on before the new process has left this memory (CLONE_VFORK): at any
+        // time one of the two runs on it, on a stack of its own. `loan` and the stack outlive the call. The pid is written
+        // before the new process begins.
+        let made = unsafe { libc::clone(begin::<F>, stack.top(), flags, at.cast(), &raw mut (*at).pid) };
+        if made == -1 {
+            return Err(failed("clone a sibling", io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+}
+
 /// Ends this process at once: no destructors, no exit handlers.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: never returns and touches no memory.
