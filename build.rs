@@ -11,7 +11,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if daemon {
         println!("cargo:rerun-if-changed=proto/runtime/v1/api.proto");
         let descriptors = protox::compile(["runtime/v1/api.proto"], ["proto"])?;
-        tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
+        tonic_prost_build::configure()
+            .btree_map(".")
+            .extern_path(
+                ".runtime.v1.ListContainersResponse",
+                "crate::cri::ListContainersResponse",
+            )
+            .extern_path(
+                ".runtime.v1.ListPodSandboxResponse",
+                "crate::cri::ListPodSandboxResponse",
+            )
+            .compile_fds(descriptors)?;
     }
     Ok(())
 }

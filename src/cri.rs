@@ -2,4 +2,8 @@
 
 #![allow(missing_docs, clippy::all, reason = "generated")]
 
+mod listed;
+
+pub use listed::{ListContainersResponse, ListPodSandboxResponse};
+
 tonic::include_proto!("runtime.v1");

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message;
+
 use super::Rooms;
 use super::to_cri;
 use crate::container::Container;
@@ -54,6 +56,40 @@ pub fn containers(rooms: &Rooms, filter: Option<&cri::ContainerFilter>) -> Vec<c
         .iter()
         .map(|c| to_cri::container(c))
         .collect()
+}
+
+/// The answer to ListPodSandbox.
+pub fn sandboxes_answer(rooms: &Rooms, filter: Option<&cri::PodSandboxFilter>) -> cri::ListPodSandboxResponse {
+    let mut answer = cri::ListPodSandboxResponse::default();
+    for sandbox in rooms.sandboxes.list(|sandbox| takes_sandbox(filter, sandbox)) {
+        let fixed = sandbox.listing(|sandbox| {
+            let state = 0;
+            cri::PodSandbox {
+                state,
+                ..to_cri::sandbox(sandbox)
+            }
+            .encode_to_vec()
+        });
+        answer.push(fixed, to_cri::sandbox_state(&sandbox).into());
+    }
+    answer
+}
+
+/// The answer to ListContainers.
+pub fn containers_answer(rooms: &Rooms, filter: Option<&cri::ContainerFilter>) -> cri::ListContainersResponse {
+    let mut answer = cri::ListContainersResponse::default();
+    for container in rooms.containers.list(|container| takes_container(filter, container)) {
+        let fixed = container.listing(|container| {
+            let state = 0;
+            cri::Container {
+                state,
+                ..to_cri::container(container)
+            }
+            .encode_to_vec()
+        });
+        answer.push(fixed, to_cri::container_state(&container.state()).into());
+    }
+    answer
 }
 
 #[cfg(test)]

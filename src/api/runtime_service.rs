@@ -121,11 +121,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<ListPodSandboxRequest>,
     ) -> Result<Response<ListPodSandboxResponse>, Status> {
         let filter = request.into_inner().filter;
-        let work = async {
-            Ok(ListPodSandboxResponse {
-                items: list::sandboxes(&self.rooms, filter.as_ref()),
-            })
-        };
+        let work = async { Ok(list::sandboxes_answer(&self.rooms, filter.as_ref())) };
         respond("ListPodSandbox", "", Look, work).await
     }
 
@@ -212,11 +208,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
         let filter = request.into_inner().filter;
-        let work = async {
-            Ok(ListContainersResponse {
-                containers: list::containers(&self.rooms, filter.as_ref()),
-            })
-        };
+        let work = async { Ok(list::containers_answer(&self.rooms, filter.as_ref())) };
         respond("ListContainers", "", Look, work).await
     }
 

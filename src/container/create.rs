@@ -7,7 +7,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use prost::Message;
 use tokio::sync::watch;
@@ -296,6 +296,7 @@ impl Containers {
             end_told: false.into(),
             _leases: volume_images.into_values().chain([lease]).collect(),
             inherited: Inherited::default(),
+            listing: OnceLock::default(),
         });
         self.index
             .write()

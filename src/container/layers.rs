@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -40,9 +41,17 @@ impl Users {
     }
 }
 
+/// What crisp mounts in every container, below `/`: see [`Layers::mount_points`].
+const MOUNT_POINT_DIRS: [&str; 4] = ["dev", "etc", "proc", "sys"];
+const MOUNT_POINT_FILES: [&str; 3] = ["etc/hostname", "etc/hosts", "etc/resolv.conf"];
+
 /// Puts layers together.
 pub struct Layers {
     namespace: MountNamespace,
+    /// The lowest layer of every container, below its image: whatever is mounted in all of them has its place there. Most
+    /// images lack some, and a place that is made in the writable layer is a file or directory more that is made, copied up
+    /// and removed with every container. What the image has, or hides, counts as ever.
+    mount_points: PathBuf,
     /// Why no pod can have a user namespace here.
     no_user_namespaces: Option<String>,
 }
@@ -51,10 +60,14 @@ impl Layers {
     /// Finds out whether pods can have user namespaces whose containers lie below `root`, by making what one needs.
     ///
     /// # Errors
-    /// When a mount namespace cannot be made. That the kernel or the file system has no id-mapped mounts is none.
+    /// When a mount namespace or the places of mounts cannot be made. That the kernel or the file system has no id-mapped mounts
+    /// is none.
     pub fn open(root: &Path) -> io::Result<Self> {
+        let mount_points = root.join("mount-points");
+        make_mount_points(&mount_points)?;
         let mut layers = Self {
             namespace: MountNamespace::create()?,
+            mount_points,
             no_user_namespaces: None,
         };
         let probe = root.join("id-map-probe");
@@ -89,8 +102,10 @@ impl Layers {
     /// The writable root of the container whose directory is `dir`, on top of `lower` (top first), attached nowhere.
     pub fn root(&self, lower: &[PathBuf], dir: &Path, users: Option<&Users>) -> io::Result<OwnedFd> {
         let Some(users) = users else {
-            return mount::overlay(lower, &dir.join(UPPER), &dir.join(WORK));
+            let lower = [lower, std::slice::from_ref(&self.mount_points)].concat();
+            return mount::overlay(&lower, &dir.join(UPPER), &dir.join(WORK));
         };
+        // Here the places are made as they are needed: they are not below the directory of all layers, whose mapped copy this is.
         let (below, lower) = mapped_layers(lower, users)?;
         let own = mapped(dir, users)?;
         self.namespace.run_in_copy(|| {
@@ -131,6 +146,19 @@ impl Layers {
             mount::clone_tree_at(&inside, false)
         })
     }
+}
+
+fn make_mount_points(dir: &Path) -> io::Result<()> {
+    let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    for name in MOUNT_POINT_DIRS {
+        fs::create_dir_all(dir.join(name))?;
+        set_mode(&dir.join(name), 0o755)?;
+    }
+    for name in MOUNT_POINT_FILES {
+        fs::File::create(dir.join(name))?;
+        set_mode(&dir.join(name), 0o644)?;
+    }
+    set_mode(dir, 0o755)
 }
 
 /// A copy of the mount at `path`, attached nowhere, its owners mapped for `users`.

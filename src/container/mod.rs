@@ -27,7 +27,7 @@ mod volume;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
@@ -80,6 +80,7 @@ pub struct Container {
     /// gone when the daemon came back.
     _leases: Vec<Lease>,
     inherited: Inherited,
+    listing: OnceLock<Box<[u8]>>,
 }
 
 /// What an earlier daemon left to do about a container.
@@ -97,6 +98,11 @@ impl Container {
     /// Where it is in its life.
     pub fn state(&self) -> State {
         self.state.borrow().clone()
+    }
+
+    /// How it is listed but for its state, in the list's own form, which `make` gives the first time.
+    pub fn listing(&self, make: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
+        self.listing.get_or_init(|| make(self).into())
     }
 
     /// Refuses if it is not running.

@@ -1,7 +1,7 @@
 //! After a restart of the daemon: a container as its record, its monitor and its exit record know it.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use prost::Message;
 use tokio::sync::watch;
@@ -67,6 +67,7 @@ impl Containers {
         };
         let container = Arc::new(Container {
             inherited,
+            listing: OnceLock::default(),
             state: watch::Sender::new(state),
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
             policy,

@@ -1,6 +1,6 @@
 //! Containers whose making failed, or was cut short, or whose removal was: they go, sooner or later.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -29,6 +29,7 @@ impl Containers {
             starting: tokio::sync::Mutex::default(),
             end_told: false.into(),
             _leases: Vec::new(),
+            listing: OnceLock::default(),
             inherited: Inherited {
                 unfinished: true,
                 ..Inherited::default()

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 pub use cgroup::CgroupDriver;
@@ -50,6 +50,7 @@ pub struct Sandbox {
     /// Held by a stop or a removal: the two wait for each other.
     ending: tokio::sync::Mutex<()>,
     inherited: Inherited,
+    listing: OnceLock<Box<[u8]>>,
 }
 
 /// What an earlier try, or an earlier daemon, left to do about a sandbox.
@@ -70,6 +71,11 @@ impl Sandbox {
     /// Whether containers can live in it.
     pub fn is_ready(&self) -> bool {
         self.status.lock().expect("no panic holds it").phase == PodPhase::Ready
+    }
+
+    /// How it is listed but for its state, in the list's own form, which `make` gives the first time.
+    pub fn listing(&self, make: impl FnOnce(&Self) -> Vec<u8>) -> &[u8] {
+        self.listing.get_or_init(|| make(self).into())
     }
 
     /// Its addresses, the primary one first.

@@ -3,7 +3,7 @@
 //! Nothing here waits for anything that can hang: what a pod lost is undone in the background.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::join::{Connected, GREETING, phase_by_sight};
 use super::{Inherited, Sandbox, SandboxError, Sandboxes, name_of};
@@ -57,6 +57,7 @@ impl Sandboxes {
             status: Mutex::new(status),
             monitor,
             ending: tokio::sync::Mutex::default(),
+            listing: OnceLock::default(),
             inherited: Inherited {
                 unfinished: matches!(phase, PodPhase::Creating | PodPhase::Removing),
                 unanswered: (phase == PodPhase::Ready && containers.is_empty()).into(),
@@ -151,6 +152,7 @@ impl Sandboxes {
             status: Mutex::new(status),
             monitor: Access::gone(),
             ending: tokio::sync::Mutex::default(),
+            listing: OnceLock::default(),
             inherited: Inherited {
                 unfinished: true,
                 ..Inherited::default()

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use prost::Message;
 use serde_json::value::to_raw_value;
@@ -131,6 +131,7 @@ impl Sandboxes {
             monitor: Access::gone(),
             ending: tokio::sync::Mutex::default(),
             inherited: Inherited::default(),
+            listing: OnceLock::default(),
         });
 
         // Inside, the pod's files are root's.
