@@ -178,3 +178,51 @@ fn mapped_layers(lower: &[PathBuf], users: &Users) -> io::Result<(OwnedFd, Vec<P
     });
     Ok((mapped(dir, users)?, below.collect::<io::Result<_>>()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::openat;
+    use std::io::Read;
+
+    /// The root of a container whose image is `lower`, and where its own files go.
+    fn root_of(layers: &Layers, dir: &Path, lower: &Path) -> (OwnedFd, PathBuf) {
+        for part in [UPPER, WORK] {
+            fs::create_dir_all(dir.join(part)).unwrap();
+        }
+        (layers.root(&[lower.to_owned()], dir, None).unwrap(), dir.join(UPPER))
+    }
+
+    fn read(root: &OwnedFd, path: &str) -> io::Result<String> {
+        let file = openat(root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = String::new();
+        fs::File::from(file).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    #[test]
+    fn an_image_without_places_for_mounts_has_them_and_its_container_no_file_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = Layers::open(dir.path()).unwrap();
+        // A daemon that comes again finds them.
+        Layers::open(dir.path()).unwrap();
+        let image = dir.path().join("image");
+        fs::create_dir_all(image.join("etc")).unwrap();
+        fs::write(image.join("etc/hosts"), "the image's").unwrap();
+        fs::write(image.join("proc"), "a file where a directory is to be").unwrap();
+        let (root, upper) = root_of(&layers, &dir.path().join("container"), &image);
+        assert_eq!(read(&root, "etc/hostname").unwrap(), "");
+        assert_eq!(read(&root, "etc/resolv.conf").unwrap(), "");
+        assert_eq!(read(&root, "etc/hosts").unwrap(), "the image's");
+        assert_eq!(read(&root, "proc").unwrap(), "a file where a directory is to be");
+        openat(&root, "sys", OFlags::DIRECTORY, Mode::empty()).unwrap();
+        assert_eq!(fs::read_dir(&upper).unwrap().count(), 0);
+        // What one container writes there is its own.
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let hostname = openat(&root, "etc/hostname", flags, Mode::empty()).unwrap();
+        rustix::io::write(&hostname, b"mine").unwrap();
+        let (other, _) = root_of(&layers, &dir.path().join("other"), &image);
+        assert_eq!(read(&other, "etc/hostname").unwrap(), "");
+        assert_eq!(read(&root, "etc/hostname").unwrap(), "mine");
+    }
+}

@@ -126,6 +126,30 @@ async fn nothing_of_the_host_is_left_open() {
     }
 }
 
+/// CVE-2016-9962: a process that is on its way into a container is in sight of the container's before its program executes, and who
+/// may trace there can follow it to where it comes from. libcontainer's own way enters the mounts last; the monitor's room has
+/// a directory that no container has, and with it the node's /proc.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_on_its_way_in_leads_nobody_out() {
+    let mut pod = Pod::new().await;
+    let script = "trap 'echo looked $n; exit' TERM; n=0; while :; do for p in /proc/[0-9]*; do n=$((n+1)); \
+                  if [ -e $p/root/stage ]; then echo out by $p; fi; done; done";
+    let mut policy = shell(script);
+    let trace = 1 << 19;
+    for set in [&mut policy.bounding, &mut policy.effective, &mut policy.permitted] {
+        *set |= trace;
+    }
+    let container = pod.run(policy).await;
+    for _ in 0..300 {
+        pod.exec(&container, shell("true")).await.unwrap();
+    }
+    pod.client.signal(&container, 15).await.unwrap();
+    pod.exit_of(&container).await;
+    let log = pod.log_of(&container);
+    assert!(log.last().is_some_and(|line| line.contains("looked")), "{log:?}");
+    assert_eq!(log.len(), 1, "{log:?}");
+}
+
 /// CVE-2025-31133: what hides a file is the kernel's null device, whatever the image says /dev/null is.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_cannot_choose_what_hides_a_masked_path() {

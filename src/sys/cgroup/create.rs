@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::hierarchy::{CONTROLLERS, Place};
 use super::{Cgroup, Hierarchy, file};
 
-/// How often a directory is made again whose parent somebody removed in between (the last container of a pod's
+/// How often in all a directory is made again whose parent somebody removed in between (the last container of a pod's
 /// neighbour going away takes empty parents with it).
 const ATTEMPTS: usize = 100;
 
@@ -22,7 +22,7 @@ impl Cgroup {
         let cgroup = Self::open(hierarchy, path)?;
         let mut made = Made::default();
         for root in hierarchy.roots() {
-            make(root, &cgroup.path, &mut made)?;
+            make(root, &cgroup.dir_below(root), &mut made, &mut { ATTEMPTS })?;
         }
         if let Some(Place::V1(root)) = hierarchy.place("cpuset") {
             let dir = cgroup.dir_below(root);
@@ -68,20 +68,22 @@ impl Drop for Made {
     }
 }
 
-fn make(root: &Path, path: &str, made: &mut Made) -> io::Result<()> {
-    let leaf = root.join(&path[1..]);
-    let mut outcome = make_one(&leaf, made);
-    for _ in 0..ATTEMPTS {
-        if !matches!(&outcome, Err(e) if e.kind() == io::ErrorKind::NotFound) {
-            break;
+/// Makes `dir`, and above it what is missing: upwards, since as a rule that is little.
+fn make(root: &Path, dir: &Path, made: &mut Made, attempts: &mut usize) -> io::Result<()> {
+    loop {
+        let outcome = make_one(dir, made);
+        let missing = matches!(&outcome, Err(e) if e.kind() == io::ErrorKind::NotFound);
+        if !missing || *attempts == 0 {
+            return outcome;
         }
-        let mut dir = root.to_owned();
-        outcome = path[1..].split('/').try_for_each(|part| {
-            dir.push(part);
-            make_one(&dir, made)
-        });
+        *attempts -= 1;
+        if let Some(parent) = dir
+            .parent()
+            .filter(|parent| *parent != root && parent.starts_with(root))
+        {
+            make(root, parent, made, attempts)?;
+        }
     }
-    outcome
 }
 
 /// `NotFound` if the directory above is gone, or this one was there and went meanwhile.
