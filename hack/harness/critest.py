@@ -36,6 +36,7 @@ def arguments():
     parser.add_argument("--repeat", type=int, default=1, metavar="N")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="N at a time, those marked serial alone")
     parser.add_argument("--seed", type=int, help="of the specs' order, to repeat a run")
+    parser.add_argument("--shuffle", action="store_true", help="all specs, not only the groups that they are in")
     parser.add_argument("--cgroup-driver", choices=("cgroupfs", "systemd"), default="cgroupfs", help="of crisp (default: %(default)s)")
     parser.add_argument("--keep", action="append", default=[], metavar="TEXT", help="run the specs that begin so although they are left out")
     parser.add_argument("--websocket", action="store_true", help="exec, attach and port-forward by WebSocket instead of SPDY")
@@ -74,6 +75,8 @@ class Suite:
                  "-test.timeout=0"]
         if args.seed is not None:
             words.append(f"-ginkgo.seed={args.seed}")
+        if args.shuffle:
+            words.append("-ginkgo.randomize-all")
         if args.handler:
             words.append(f"-runtime-handler={args.handler}")
         if args.websocket:

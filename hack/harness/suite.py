@@ -49,7 +49,7 @@ def _tool(name):
 
 
 def _tools():
-    for name in ("crictl", "critest", "bench-client", "kubelet", "kubelet-client"):
+    for name in ("crictl", "critest", "1.36/critest", "bench-client", "kubelet", "kubelet-client"):
         yield _tool(name)
 
 
@@ -98,6 +98,7 @@ def _endpoint():
 def _critest():
     yield ["hack/critest"]
     yield ["hack/critest", "--websocket", "--suite", "streaming"]
+    yield ["hack/critest", "--release", "1.36", "--parallel", "4"]
 
 
 def _critest_runc():

@@ -101,11 +101,17 @@ class Play:
         screen.title("Disturbed")
         restarts.check_runtime(node, screen)
         # The one that comes asks in the ways that are still young.
+        young = {"PodAndContainerStatsFromCRI": True, "CRIListStreaming": True}
         log = self.runtime.log.stat().st_size
-        restarts.check_kubelet(node, screen, lambda: self._start_kubelet(PodAndContainerStatsFromCRI=True, EventedPLEG=True, CRIListStreaming=True))
+        restarts.check_kubelet(node, screen, lambda: self._start_kubelet(**young))
         lists.check(node, screen, log)
         stats.check(node, screen, from_runtime=True)
         stats.check_metrics(node, screen)
+        # With EventedPLEG 1.37.2 takes no container for one of its pod's present sandbox, and runs init containers over and over
+        # (kubernetes issue 133371): the pod that has some goes before.
+        self.kubelet.drop("ordered")
+        node.gone("ordered")
+        restarts.check_kubelet(node, screen, lambda: self._start_kubelet(EventedPLEG=True, **young), ", now by events")
         network.check_cni(node, screen)
         pulls.check_pressure(node, screen, self.private)
 
