@@ -1,5 +1,7 @@
 """crispd, as hack/build leaves it."""
 
+import re
+
 from harness import cni, paths
 from harness.runtime import Runtime
 
@@ -15,13 +17,14 @@ class Crisp(Runtime):
     # How long bridge and table outlive the last pod; here not at all, so that what is left can be looked at once the pods are gone.
     network_idle_seconds = 0
 
-    def __init__(self, *where, cgroup_driver="cgroupfs", **how):
-        self.cgroup_driver = cgroup_driver
+    def __init__(self, *where, cgroup_driver="cgroupfs", log="info", **how):
+        self.cgroup_driver, self._log_filter = cgroup_driver, log
         super().__init__(*where, **how)
 
     def prepare(self):
         self.socket = self.directory / "run" / "crisp.sock"
-        self._options = ["--dir", self.directory, "--lib-dir", paths.BIN, "--cgroup-driver", self.cgroup_driver]
+        self._options = ["--dir", self.directory, "--lib-dir", paths.BIN, "--cgroup-driver", self.cgroup_driver,
+                         "--log", self._log_filter]
         config = self.directory / "crisp.toml"
         config.write_text(f"[network]\nidle_seconds = {self.network_idle_seconds}\n"
                           + "".join(f"[runtimes.{name}]\npath = '{HANDLERS[name]}'\n" for name in self.handlers))
@@ -35,6 +38,12 @@ class Crisp(Runtime):
             self._options += ["--network", "auto", "--cni-conf-dir", self.directory / "cni" / "net.d", "--cni-bin-dir", cni.plugins()]
         else:
             self._options += ["--network", "embedded"]
+
+    def asked(self, size=0):
+        """What its log, beyond the first `size` bytes, says it was asked: names of RPCs."""
+        with open(self.log, errors="replace") as log:
+            log.seek(size)
+            return set(re.findall(r'rpc\{rpc="(\w+)"', log.read()))
 
     def argv(self):
         return [paths.BIN / "crispd", *self._options]

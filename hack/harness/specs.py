@@ -15,6 +15,7 @@ SUITES = {
     "image": "Image Manager ",
     "image-consistency": "Image Consistency ",
     "image-id": "Image Identifier Consistency ",
+    "image-volume": "Image Volume ",
     "idempotence": "Idempotence ",
     "multiple-containers": "Multiple Containers ",
     "networking": "Networking ",
@@ -22,6 +23,7 @@ SUITES = {
     "security": "Security Context ",
     "streaming": "Streaming ",
     "apparmor": "AppArmor ",
+    "nri": "NRI ",
 }
 
 

@@ -49,7 +49,7 @@ def _tool(name):
 
 
 def _tools():
-    for name in ("crictl", "critest", "bench-client", "kubelet", "kubelet-client"):
+    for name in ("crictl", "critest", "1.36/critest", "bench-client", "kubelet", "kubelet-client"):
         yield _tool(name)
 
 
@@ -98,6 +98,7 @@ def _endpoint():
 def _critest():
     yield ["hack/critest"]
     yield ["hack/critest", "--websocket", "--suite", "streaming"]
+    yield ["hack/critest", "--release", "1.36", "--parallel", "4"]
 
 
 def _critest_runc():
@@ -134,7 +135,7 @@ def _counts(text):
     if results:
         passed, failed, ignored = (sum(int(result[i]) for result in results) for i in range(3))
         found.append(f"{passed} passed" + (f", {failed} failed" if failed else "") + (f", {ignored} IGNORED" if ignored else ""))
-    for specs in re.findall(r"critest [\w-]+: (.*? passed.*?), \d+ s", text):
+    for specs in re.findall(r"critest [\w.-]+: (.*? passed.*?), \d+ s", text):
         found.append(specs)
     for tests, left_out, skipped in re.findall(r"endpoint \w+: (\d+) passed.*?, (\d+) left out .*?, (\d+) by", text):
         found.append(f"{tests} passed, {left_out} need what is crisp's or new, {skipped} skipped")

@@ -13,6 +13,8 @@ _BUILDS = {
     "crictl": ("cri-tools", ["build"], "sigs.k8s.io/cri-tools/cmd/crictl"),
     "critest": ("cri-tools", ["test", "-c"], "sigs.k8s.io/cri-tools/cmd/critest"),
     "ginkgo": ("cri-tools", ["build"], "github.com/onsi/ginkgo/v2/ginkgo"),
+    "1.36/critest": ("cri-tools-1.36", ["test", "-c"], "sigs.k8s.io/cri-tools/cmd/critest"),
+    "1.36/ginkgo": ("cri-tools-1.36", ["build"], "github.com/onsi/ginkgo/v2/ginkgo"),
     "bench-client": ("bench-client", ["build"], "."),
     "kubelet": ("kubelet", ["build"], "k8s.io/kubernetes/cmd/kubelet"),
     "kubelet-client": ("kubelet", ["build"], "./kubelet-client"),
@@ -42,7 +44,8 @@ def tool(name):
     stamp = hashlib.sha256()
     for path in _sources(source, package):
         stamp.update(path.read_bytes())
-    built, stamp_file = paths.CACHE / "bin" / name, paths.CACHE / "bin" / f".{name}.stamp"
+    built = paths.CACHE / "bin" / name
+    stamp_file = built.with_name(f".{built.name}.stamp")
     if built.exists() and stamp_file.exists() and stamp_file.read_text() == stamp.hexdigest():
         return built
     go = shutil.which("go")

@@ -57,7 +57,7 @@ def main():
         if args.probes:
             compare(screen)
         else:
-            on(Crisp, Play.play, screen, cgroup_driver=args.cgroup_driver)
+            on(Crisp, Play.play, screen, cgroup_driver=args.cgroup_driver, log="info,crisp::api::respond=debug")
     return command.play("the node test", work)
 
 

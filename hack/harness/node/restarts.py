@@ -44,8 +44,8 @@ def _probes_go_on(node):
     eventually("probes go on", lambda: probed.probe_count(node) >= count + 3, 30)
 
 
-def check_kubelet(node, screen, restart):
-    with screen.step("the kubelet ends and starts again: same containers, none restarted, probes go on") as step:
+def check_kubelet(node, screen, restart, how=""):
+    with screen.step(f"the kubelet ends and starts again{how}: same containers, none restarted, probes go on") as step:
         before = Lives(node)
         expect_equal("its exit code", node.kubelet.stop(), 0)
         restart()
