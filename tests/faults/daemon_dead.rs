@@ -32,12 +32,15 @@ fn exits_while_the_daemon_is_dead_are_told_with_their_code_and_time() {
         let before = machine.look();
         let pod_id = client.run_pod(&pod(machine, "exits")).await.expect("RunPodSandbox");
         let mut ids = Vec::new();
-        let hog = "sleep 1; exec dd if=/dev/zero of=/dev/null bs=200M count=1";
+        // They wait for the daemon's death, however long that takes.
+        let wait = "until [ -e /go ]; do sleep 0.1; done;";
+        let [zero, seven, hog] = ["exit 0", "exit 7", "exec dd if=/dev/zero of=/dev/null bs=200M count=1"]
+            .map(|end| format!("{wait} {end}"));
         let scripts = [
-            ("zero", "sleep 1; exit 0"),
-            ("seven", "sleep 1; exit 7"),
+            ("zero", zero.as_str()),
+            ("seven", &seven),
             ("killed", STUBBORN),
-            ("hog", hog),
+            ("hog", &hog),
         ];
         for (name, script) in scripts {
             let mut config = container(machine, name, script);
@@ -50,9 +53,16 @@ fn exits_while_the_daemon_is_dead_are_told_with_their_code_and_time() {
             }
             ids.push(client.launch(&pod_id, &config).await);
         }
-        let victim = client.container_pid(&ids[2]).await;
+        let mut pids = Vec::new();
+        for id in &ids {
+            pids.push(client.container_pid(id).await);
+        }
+        let victim = pids[2];
         machine.kill();
         let dead_since = now_ns();
+        for pid in [pids[0], pids[1], pids[3]] {
+            std::fs::write(format!("/proc/{pid}/root/go"), "").expect("it waits");
+        }
         kill_process(Pid::from_raw(victim).expect("a pid"), Signal::KILL).expect("it lives");
         let exits = machine.state_dir().join("run/pods").join(&pod_id).join("exits");
         until("all have exited", async || {
