@@ -135,7 +135,8 @@ impl Containers {
         static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(now_ns().unsigned_abs()));
         let id = &container.record.id;
         container.check_running()?;
-        let policy = spec::exec_process(container.policy()?, command, tty)?;
+        let mut policy = spec::exec_process(container.policy()?, command, tty)?;
+        policy.oom_score_adj = spec::process::oom_score_adj(Some(&container.resources()))?;
         let monitor = container.monitor().await?;
         let name = format!("{EXEC_CGROUP}{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let in_v2 = self.parts.cgroups.is_v2().then(|| name.clone());

@@ -1,5 +1,8 @@
 //! UpdateContainerResources: in every state; what is set stays set over restarts of the daemon.
 
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+
 use super::{ContainerError, Containers, State, blocking, spec};
 use crate::cri;
 use crate::store::ContainerPhase;
@@ -22,12 +25,22 @@ impl Containers {
                 needed: "created or running",
             });
         }
-        let merged = merge(container.resources(), update);
-        let mut resources = spec::resources::convert(update)?;
+        let now = container.resources();
+        let mut resources = spec::resources::convert(&with_both_memory_limits(update, &now))?;
+        let merged = merge(now, update);
+        let adjustment = spec::process::oom_score_adj(Some(update))?;
         // Below what is used now, the kernel would answer a limit by killing.
         resources.memory_check_before_update = true;
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
-        let applied = blocking(move || Cgroup::open(&cgroups, &path)?.apply(&resources)).await;
+        let applied = blocking(move || {
+            let cgroup = Cgroup::open(&cgroups, &path)?;
+            let warnings = cgroup.apply(&resources)?;
+            if adjustment != 0 {
+                adjust_oom_scores(&cgroup, adjustment)?;
+            }
+            io::Result::Ok(warnings)
+        });
+        let applied = applied.await;
         let warnings = applied.map_err(|source| ContainerError::Cgroup {
             op: "set limits",
             path: container.record.cgroup.clone(),
@@ -45,6 +58,50 @@ impl Containers {
         self.record_status(&container, phase).await;
         Ok(())
     }
+}
+
+/// `update` with the other of the two memory limits, if it says only one: they hold together, or not at all.
+fn with_both_memory_limits(
+    update: &cri::LinuxContainerResources,
+    now: &cri::LinuxContainerResources,
+) -> cri::LinuxContainerResources {
+    let mut asked = update.clone();
+    match (update.memory_limit_in_bytes, update.memory_swap_limit_in_bytes) {
+        (0, 0) => {}
+        (_, 0) => asked.memory_swap_limit_in_bytes = now.memory_swap_limit_in_bytes,
+        (0, _) => asked.memory_limit_in_bytes = now.memory_limit_in_bytes,
+        _ => {}
+    }
+    asked
+}
+
+/// Adjusts all processes of the container: what they start from then on has it from them. A node that does not allow to lower it (no
+/// CAP_SYS_RESOURCE) keeps what there is, as at a start.
+fn adjust_oom_scores(cgroup: &Cgroup, adjustment: i32) -> io::Result<()> {
+    let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH);
+    for pid in cgroup.pids()? {
+        let path = format!("/proc/{pid}/oom_score_adj");
+        let opened = OpenOptions::new().write(true).open(&path);
+        // What is open is this process's; if its number has gone to another one meanwhile, that is not the container's.
+        let written = match opened {
+            Ok(mut file) if cgroup.pids()?.contains(&pid) => file.write_all(adjustment.to_string().as_bytes()),
+            Ok(_) => continue,
+            Err(error) => Err(error),
+        };
+        match written {
+            Err(error) if gone(&error) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::warn!(
+                    adjustment,
+                    cgroup = cgroup.path(),
+                    "oom_score_adj cannot be lowered here"
+                );
+                return Ok(());
+            }
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// The resources after `update`: zero and empty mean "as it was" (CRI).
@@ -79,6 +136,25 @@ fn merge(mut now: cri::LinuxContainerResources, update: &cri::LinuxContainerReso
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_memory_limit_alone_leaves_the_room_for_swap() {
+        let limits = |memory, swap| cri::LinuxContainerResources {
+            memory_limit_in_bytes: memory,
+            memory_swap_limit_in_bytes: swap,
+            ..Default::default()
+        };
+        for (now, update, expected) in [
+            ((64, 96), (80, 0), (80, 96)),
+            ((64, 96), (0, 128), (64, 128)),
+            ((64, 96), (32, 48), (32, 48)),
+            ((64, 96), (0, 0), (0, 0)),
+            ((64, 0), (80, 0), (80, 0)),
+        ] {
+            let asked = with_both_memory_limits(&limits(update.0, update.1), &limits(now.0, now.1));
+            assert_eq!(asked, limits(expected.0, expected.1), "{now:?} {update:?}");
+        }
+    }
 
     #[test]
     fn unset_fields_keep_their_value() {

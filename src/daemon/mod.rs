@@ -114,6 +114,9 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     }
     let facts = Arc::new(facts);
     tell_limits(&facts);
+    if facts.selinux {
+        tracing::warn!("SELinux is on, and containers get no labels: they run in the daemon's own domain");
+    }
     let layers = Layers::open(&config.root).map_err(host("make a mount namespace"))?;
     if let Some(why) = layers.no_user_namespaces() {
         tracing::warn!(why, "pods cannot have user namespaces on this node");

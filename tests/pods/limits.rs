@@ -137,6 +137,30 @@ fn huge_pages_and_what_the_kernel_does_not_have() {
 }
 
 #[test]
+fn an_update_of_oom_score_adj_reaches_who_runs_and_who_comes() {
+    let pod = world().pod("update-oom");
+    let c = pod.idle("c", |config| resources(config).oom_score_adj = 300);
+    let first = format!("/proc/{}/oom_score_adj", c.pid());
+    let read = |path: &str| std::fs::read_to_string(path).unwrap().trim().to_owned();
+    assert_eq!(
+        (read(&first), c.sh("cat /proc/self/oom_score_adj")),
+        ("300".into(), "300".into())
+    );
+    let change = |oom_score_adj| LinuxContainerResources {
+        oom_score_adj,
+        ..Default::default()
+    };
+    update(&c, change(500)).unwrap();
+    assert_eq!(
+        (read(&first), c.sh("cat /proc/self/oom_score_adj")),
+        ("500".into(), "500".into())
+    );
+    assert_eq!(told(&c).oom_score_adj, 500);
+    assert!(is_code(&update(&c, change(1001)).unwrap_err(), Code::InvalidArgument));
+    assert_eq!((read(&first), told(&c).oom_score_adj), ("500".into(), 500));
+}
+
+#[test]
 fn an_update_applies_to_a_running_container_and_leaves_the_rest() {
     let pod = world().pod("update");
     let c = pod.idle("c", |config| {

@@ -198,7 +198,8 @@ fn cwd(input: &Input<'_>) -> Result<PathBuf, SpecError> {
     Ok(PathBuf::from("/").join(dir))
 }
 
-fn oom_score_adj(resources: Option<&cri::LinuxContainerResources>) -> Result<i32, SpecError> {
+/// `oom_score_adj` of a request; -1000 to 1000.
+pub fn oom_score_adj(resources: Option<&cri::LinuxContainerResources>) -> Result<i32, SpecError> {
     let asked = resources.map_or(0, |r| r.oom_score_adj);
     match i32::try_from(asked) {
         Ok(value) if (-1000..=1000).contains(&value) => Ok(value),

@@ -15,6 +15,11 @@ use crate::cri;
 pub fn check(sandbox: &cri::PodSandboxConfig, host: &HostFacts) -> Result<BTreeMap<PathBuf, String>, SpecError> {
     namespaces::validate_sandbox(sandbox)?;
     if let Some(context) = sandbox.linux.as_ref().and_then(|l| l.security_context.as_ref()) {
+        if host.selinux && context.selinux_options.is_some() {
+            return Err(SpecError::Unsupported {
+                what: "SELinux options",
+            });
+        }
         let as_container = as_container(context);
         user::check(&as_container)?;
         security::check_profiles(&as_container, host)?;
@@ -51,6 +56,19 @@ mod tests {
             linux: Some(linux),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn where_there_is_selinux_its_options_are_refused() {
+        let context = cri::LinuxSandboxSecurityContext {
+            selinux_options: Some(Default::default()),
+            ..Default::default()
+        };
+        let mut host = HostFacts::for_tests();
+        assert!(check(&sandbox(context.clone()), &host).is_ok());
+        host.selinux = true;
+        assert!(check(&sandbox(context), &host).is_err());
+        assert!(check(&sandbox(Default::default()), &host).is_ok());
     }
 
     #[test]
