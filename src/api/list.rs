@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use prost::Message;
-
 use super::Rooms;
 use super::to_cri;
 use crate::container::Container;
@@ -62,14 +60,7 @@ pub fn containers(rooms: &Rooms, filter: Option<&cri::ContainerFilter>) -> Vec<c
 pub fn sandboxes_answer(rooms: &Rooms, filter: Option<&cri::PodSandboxFilter>) -> cri::ListPodSandboxResponse {
     let mut answer = cri::ListPodSandboxResponse::default();
     for sandbox in rooms.sandboxes.list(|sandbox| takes_sandbox(filter, sandbox)) {
-        let fixed = sandbox.listing(|sandbox| {
-            let state = 0;
-            cri::PodSandbox {
-                state,
-                ..to_cri::sandbox(sandbox)
-            }
-            .encode_to_vec()
-        });
+        let fixed = sandbox.listing(|sandbox| cri::ListPodSandboxResponse::fixed(to_cri::sandbox(sandbox)));
         answer.push(fixed, to_cri::sandbox_state(&sandbox).into());
     }
     answer
@@ -79,14 +70,7 @@ pub fn sandboxes_answer(rooms: &Rooms, filter: Option<&cri::PodSandboxFilter>) -
 pub fn containers_answer(rooms: &Rooms, filter: Option<&cri::ContainerFilter>) -> cri::ListContainersResponse {
     let mut answer = cri::ListContainersResponse::default();
     for container in rooms.containers.list(|container| takes_container(filter, container)) {
-        let fixed = container.listing(|container| {
-            let state = 0;
-            cri::Container {
-                state,
-                ..to_cri::container(container)
-            }
-            .encode_to_vec()
-        });
+        let fixed = container.listing(|container| cri::ListContainersResponse::fixed(to_cri::container(container)));
         answer.push(fixed, to_cri::container_state(&container.state()).into());
     }
     answer

@@ -2,7 +2,7 @@
 //! encoded once: of an item only its state changes.
 
 use prost::bytes::{Buf, BufMut};
-use prost::encoding::{DecodeContext, WireType, encode_key, encode_varint, message};
+use prost::encoding::{DecodeContext, WireType, encode_key, encode_varint, int32, message};
 use prost::{DecodeError, Message};
 
 use super::{Container, PodSandbox};
@@ -11,7 +11,7 @@ use super::{Container, PodSandbox};
 const ITEMS: u32 = 1;
 
 macro_rules! listed {
-    ($(#[$doc:meta])* $name:ident, $item:ty, $items:ident, $state:literal) => {
+    ($(#[$doc:meta])* $name:ident, $item:ident, $items:ident, $state:literal) => {
         $(#[$doc])*
         #[derive(Clone, Debug, Default, PartialEq)]
         pub struct $name {
@@ -21,15 +21,19 @@ macro_rules! listed {
         }
 
         impl $name {
-            /// Adds an item: `fixed` is it encoded with a state of 0, which is to say without one.
+            /// What of an item stays: all but its state.
+            pub fn fixed(item: $item) -> Vec<u8> {
+                let state = 0;
+                <$item as Message>::encode_to_vec(&$item { state, ..item })
+            }
+
+            /// Adds an item, by what [`Self::fixed`] made of it and its state.
             pub fn push(&mut self, fixed: &[u8], state: i32) {
-                // A state is a small number: a key of one byte, a varint of one.
-                let state = (state != 0).then(|| [($state << 3) as u8, state as u8]);
-                let state = state.as_ref().map_or(&[][..], |state| &state[..]);
                 encode_key(ITEMS, WireType::LengthDelimited, &mut self.encoded);
-                encode_varint((fixed.len() + state.len()) as u64, &mut self.encoded);
+                // The order of fields is free,.
+                encode_varint((fixed.len() + int32::encoded_len($state, &state)) as u64, &mut self.encoded);
                 self.encoded.extend_from_slice(fixed);
-                self.encoded.extend_from_slice(state);
+                int32::encode($state, &state, &mut self.encoded);
             }
         }
 
@@ -96,28 +100,20 @@ mod tests {
             ..PodSandbox::default()
         };
         let (mut containers, mut sandboxes) = (ListContainersResponse::default(), ListPodSandboxResponse::default());
-        for state in 0..4 {
-            let fixed = Container {
-                state: 0,
-                ..container(state)
-            };
-            containers.push(&fixed.encode_to_vec(), state);
+        for state in [0, 1, 2, 3, 300, -1] {
+            containers.push(&ListContainersResponse::fixed(container(state)), state);
         }
         for state in 0..2 {
-            let fixed = PodSandbox {
-                state: 0,
-                ..sandbox(state)
-            };
-            sandboxes.push(&fixed.encode_to_vec(), state);
+            sandboxes.push(&ListPodSandboxResponse::fixed(sandbox(state)), state);
         }
         let bytes = containers.encode_to_vec();
         assert_eq!(bytes.len(), containers.encoded_len());
         let read = ListContainersResponse::decode(&bytes[..]).unwrap();
-        assert_eq!(read.containers, (0..4).map(container).collect::<Vec<_>>());
+        assert_eq!(read.containers, [0, 1, 2, 3, 300, -1].map(container));
         // One that was read can be sent on.
         assert_eq!(read.encode_to_vec(), {
             let again = ListContainersResponse {
-                containers: (0..4).map(container).collect(),
+                containers: [0, 1, 2, 3, 300, -1].map(container).to_vec(),
                 ..Default::default()
             };
             again.encode_to_vec()
