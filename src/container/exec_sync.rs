@@ -136,7 +136,8 @@ impl Containers {
         let id = &container.record.id;
         container.check_running()?;
         let mut policy = spec::exec_process(container.policy()?, command, tty)?;
-        policy.oom_score_adj = spec::process::oom_score_adj(Some(&container.resources()))?;
+        policy.oom_score_adj =
+            spec::process::oom_score_adj(Some(&container.resources.lock().expect("no panic holds it")))?;
         let monitor = container.monitor().await?;
         let name = format!("{EXEC_CGROUP}{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let in_v2 = self.parts.cgroups.is_v2().then(|| name.clone());

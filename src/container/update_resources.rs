@@ -79,16 +79,15 @@ fn with_both_memory_limits(
 /// CAP_SYS_RESOURCE) keeps what there is, as at a start.
 fn adjust_oom_scores(cgroup: &Cgroup, adjustment: i32) -> io::Result<()> {
     let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH);
-    for pid in cgroup.pids()? {
+    let open = |pid| {
         let path = format!("/proc/{pid}/oom_score_adj");
-        let opened = OpenOptions::new().write(true).open(&path);
-        // What is open is this process's; if its number has gone to another one meanwhile, that is not the container's.
-        let written = match opened {
-            Ok(mut file) if cgroup.pids()?.contains(&pid) => file.write_all(adjustment.to_string().as_bytes()),
-            Ok(_) => continue,
-            Err(error) => Err(error),
-        };
-        match written {
+        (pid, OpenOptions::new().write(true).open(path))
+    };
+    let opened: Vec<_> = cgroup.pids()?.into_iter().map(open).collect();
+    // What is open is that process's; whose number has gone to another one meanwhile is not here any more.
+    let still = cgroup.pids()?;
+    for (_, file) in opened.into_iter().filter(|(pid, _)| still.contains(pid)) {
+        match file.and_then(|mut file| file.write_all(adjustment.to_string().as_bytes())) {
             Err(error) if gone(&error) => {}
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 tracing::warn!(
@@ -96,7 +95,7 @@ fn adjust_oom_scores(cgroup: &Cgroup, adjustment: i32) -> io::Result<()> {
                     cgroup = cgroup.path(),
                     "oom_score_adj cannot be lowered here"
                 );
-                return Ok(());
+                break;
             }
             other => other?,
         }
