@@ -41,4 +41,3 @@ def _mounts(node):
     """The options of each mount, by its place."""
     lines = [line.split() for line in _run(node, "cat /proc/mounts").splitlines()]
     return {line[1]: set(line[3].split(",")) for line in lines}
-
