@@ -26,8 +26,9 @@ impl Containers {
             });
         }
         let now = container.resources();
-        let mut resources = spec::resources::convert(&with_both_memory_limits(update, &now))?;
-        let merged = merge(now, update);
+        let asked = with_both_memory_limits(update, &now);
+        let mut resources = spec::resources::convert(&asked)?;
+        let merged = merge(now, &asked);
         let adjustment = spec::process::oom_score_adj(Some(update))?;
         // Below what is used now, the kernel would answer a limit by killing.
         resources.memory_check_before_update = true;
@@ -60,15 +61,19 @@ impl Containers {
     }
 }
 
-/// `update` with the other of the two memory limits, if it says only one: they hold together, or not at all.
+/// `update` with the other of the two memory limits, if it says only one: they hold together, or not at all. A memory limit above
+/// what memory and swap together may have raises that too, as there is no other way to keep to it.
 fn with_both_memory_limits(
     update: &cri::LinuxContainerResources,
     now: &cri::LinuxContainerResources,
 ) -> cri::LinuxContainerResources {
     let mut asked = update.clone();
+    let swap = now.memory_swap_limit_in_bytes;
     match (update.memory_limit_in_bytes, update.memory_swap_limit_in_bytes) {
         (0, 0) => {}
-        (_, 0) => asked.memory_swap_limit_in_bytes = now.memory_swap_limit_in_bytes,
+        (_, 0) if swap <= 0 => asked.memory_swap_limit_in_bytes = swap,
+        (memory, 0) if memory < 0 => asked.memory_swap_limit_in_bytes = memory,
+        (memory, 0) => asked.memory_swap_limit_in_bytes = swap.max(memory),
         (0, _) => asked.memory_limit_in_bytes = now.memory_limit_in_bytes,
         _ => {}
     }
@@ -149,6 +154,9 @@ mod tests {
             ((64, 96), (32, 48), (32, 48)),
             ((64, 96), (0, 0), (0, 0)),
             ((64, 0), (80, 0), (80, 0)),
+            ((64, 64), (80, 0), (80, 80)),
+            ((64, 64), (-1, 0), (-1, -1)),
+            ((64, -1), (80, 0), (80, -1)),
         ] {
             let asked = with_both_memory_limits(&limits(update.0, update.1), &limits(now.0, now.1));
             assert_eq!(asked, limits(expected.0, expected.1), "{now:?} {update:?}");
