@@ -236,7 +236,7 @@ impl RuntimeService for RuntimeApi {
             container_id: id,
             verbose,
         } = request.into_inner();
-        let work = async { status::container(&self.rooms, &id, verbose) };
+        let work = async { status::container(&self.rooms, &id, verbose).await };
         respond("ContainerStatus", &id, Look, work).await
     }
 

@@ -10,6 +10,7 @@ use super::to_cri;
 use crate::container::now_ns;
 use crate::cri;
 use crate::handler::Handler;
+use crate::model::chain;
 
 /// Version (CRI: the runtime's version is a semantic one).
 pub fn version() -> cri::VersionResponse {
@@ -42,14 +43,19 @@ pub async fn status(rooms: &Rooms, verbose: bool) -> cri::StatusResponse {
         reason,
         message,
     };
+    let (ready, reason, message) = match rooms.sandboxes.check_writable() {
+        Ok(()) => (true, "", String::new()),
+        Err(error) => (false, "StateNotWritable", chain(&error)),
+    };
     let conditions = vec![
-        condition("RuntimeReady", true, String::new(), String::new()),
+        condition("RuntimeReady", ready, reason.to_owned(), message),
         condition("NetworkReady", network.ready, network.reason, network.message),
     ];
     let user_namespaces = rooms.containers.user_namespaces().is_ok();
     let mut info = BTreeMap::new();
     if verbose {
         info.insert("config".to_owned(), rooms.settings.to_string());
+        info.insert("cniconfig".to_owned(), rooms.sandboxes.describe_network().to_string());
     }
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
@@ -90,6 +96,7 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
             "netns": sandbox.record.netns,
             "cgroup": sandbox.record.cgroup(),
             "runtimeHandler": sandbox.record.runtime_handler,
+            "runtimeSpec": sandbox.runtime_spec(),
             "network": status.attached,
             "overhead": to_cri::resources_json(&overhead),
             "resources": to_cri::resources_json(&resources),
@@ -108,16 +115,28 @@ pub fn pod_sandbox(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::PodSan
 }
 
 /// ContainerStatus.
-pub fn container(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::ContainerStatusResponse, Status> {
+pub async fn container(rooms: &Rooms, id: &str, verbose: bool) -> Result<cri::ContainerStatusResponse, Status> {
     let container = rooms.containers.find(id).map_err(|e| failed(&e))?;
     let mut info = BTreeMap::new();
     if verbose {
         let state = container.state();
+        let spec = match rooms.sandboxes.find(container.record.sandbox_id.as_str()) {
+            Err(error) => Err(chain(&error)),
+            Ok(pod) => {
+                let (config, pause) = (pod.record.config.clone(), pod.status().pause);
+                let namespace = move |name: &str| pod.namespace(name, pause);
+                let described = rooms.containers.runtime_spec(&container, &config, namespace).await;
+                described.map_err(|error| chain(&error))
+            }
+        };
+        let (spec, lacking) = (spec.as_ref().ok(), spec.as_ref().err());
         let told = serde_json::json!({
             "sandboxID": container.record.sandbox_id,
             "pid": state.process().map(|process| process.pid),
             "cgroup": container.record.cgroup,
             "stopSignal": container.record.stop_signal,
+            "runtimeSpec": spec,
+            "runtimeSpecError": lacking,
         });
         info.insert("info".to_owned(), told.to_string());
     }

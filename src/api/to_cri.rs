@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use crate::container::spec::stop_signal;
 use crate::container::{Container, ExecOutput, State};
 use crate::cri;
@@ -131,25 +133,44 @@ pub fn container_status(container: &Container) -> cri::ContainerStatus {
 }
 
 /// Limits, for a verbose status: those that are set, by the CRI's names.
-pub fn resources_json(resources: &cri::LinuxContainerResources) -> serde_json::Value {
+pub fn resources_json(resources: &cri::LinuxContainerResources) -> Value {
     let numbers = [
         ("cpu_period", resources.cpu_period),
         ("cpu_quota", resources.cpu_quota),
         ("cpu_shares", resources.cpu_shares),
         ("memory_limit_in_bytes", resources.memory_limit_in_bytes),
         ("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes),
+        ("oom_score_adj", resources.oom_score_adj),
     ];
     let texts = [
         ("cpuset_cpus", &resources.cpuset_cpus),
         ("cpuset_mems", &resources.cpuset_mems),
     ];
-    let numbers = numbers.iter().filter(|(_, value)| *value != 0);
-    let texts = texts.iter().filter(|(_, value)| !value.is_empty());
+    let huge = resources.hugepage_limits.iter();
+    let maps = [
+        (
+            "hugepage_limits",
+            huge.map(|huge| (huge.page_size.clone(), json!(huge.limit)))
+                .collect::<Value>(),
+        ),
+        (
+            "unified",
+            resources
+                .unified
+                .iter()
+                .map(|(key, value)| (key.clone(), json!(value)))
+                .collect(),
+        ),
+    ];
+    let numbers = numbers.into_iter().filter(|(_, value)| *value != 0);
+    let texts = texts.into_iter().filter(|(_, value)| !value.is_empty());
+    let maps = maps.into_iter().filter(|(_, value)| *value != json!({}));
     numbers
-        .map(|(name, value)| ((*name).to_owned(), (*value).into()))
-        .chain(texts.map(|(name, value)| ((*name).to_owned(), value.as_str().into())))
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+        .map(|(name, value)| (name, value.into()))
+        .chain(texts.map(|(name, value)| (name, value.as_str().into())))
+        .chain(maps)
+        .map(|(name, value): (_, Value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// `ContainerStatus.mounts`: as asked for, with the images that volumes were made of.

@@ -294,7 +294,7 @@ impl Containers {
             monitor: pod.access,
             starting: tokio::sync::Mutex::default(),
             end_told: false.into(),
-            _leases: volume_images.into_values().chain([lease]).collect(),
+            leases: volume_images.into_values().chain([lease]).collect(),
             inherited: Inherited::default(),
             listing: OnceLock::default(),
         });
@@ -347,24 +347,18 @@ impl Containers {
             let devices = [spec::devices::lookup(&config)?, devices].concat();
             let hostname = hostname(&pod.config);
             let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
-            let built = spec::build(&Input {
+            let input = Input {
                 sandbox: &pod.config,
                 container: &config,
                 image: &image.config,
-                rootfs: rootfs.as_fd(),
                 hostname: &hostname,
-                namespaces: &JoinPaths {
-                    net: Some("nsfd:net".into()),
-                    ipc: Some("nsfd:ipc".into()),
-                    uts: Some("nsfd:uts".into()),
-                    pid: Some("nsfd:pid".into()),
-                    user: Some("nsfd:user".into()),
-                },
+                namespaces: &JoinPaths::descriptors(),
                 cgroup_mounts: &cgroup_mounts,
                 external,
                 devices: &devices,
                 host: &this.parts.host,
-            })?;
+            };
+            let built = spec::build(&input, rootfs.as_fd())?;
             Ok(Described {
                 built,
                 rootfs,
@@ -391,7 +385,7 @@ impl Containers {
     }
 
     /// The container's cgroup in every controller of cgroup v1, which it sees below /sys/fs/cgroup.
-    fn cgroup_mounts(&self, cgroup: &str) -> Vec<CgroupMount> {
+    pub(super) fn cgroup_mounts(&self, cgroup: &str) -> Vec<CgroupMount> {
         let roots = self.parts.cgroups.v1_roots();
         roots
             .filter_map(|root| {

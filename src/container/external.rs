@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use oci_spec::runtime::LinuxSeccomp;
+
 use super::spec::bundle::{self, Bundle};
 use super::spec::{Built, Policy};
 use super::{ContainerError, Containers, Pod, blocking};
@@ -80,7 +82,7 @@ impl Containers {
     ) -> Result<Result<Process, MonitorError>, ContainerError> {
         let this = self.clone();
         let (at, what) = (record.clone(), built.clone());
-        let annotations = annotations(runtime, pod, record);
+        let annotations = annotations(runtime, &pod.record.config, record);
         undo.push("container of the runtime", {
             let (this, record) = (self.clone(), record.clone());
             move || async move { this.delete_external(&record).await.map_err(|error| chain(&error)) }
@@ -103,22 +105,21 @@ impl Containers {
         built: &Built,
         annotations: BTreeMap<String, String>,
     ) -> Result<Vec<u8>, ContainerError> {
-        let seccomp = match &built.policy.seccomp {
-            None => None,
-            Some(source) => {
-                let profile = self.parts.seccomp.profile(source, built.policy.capabilities.bounding)?;
-                Some(profile)
-            }
-        };
         let dir: PathBuf = self.parts.store.make_bundle(&record.sandbox_id, &record.id)?;
         let bundle = Bundle {
-            dir: &dir,
+            place: &|part| bundle::staged(&dir, part),
             cgroup: &record.cgroup,
-            seccomp,
+            seccomp: self.seccomp_profile(&built.policy)?,
             annotations,
             lowest_oom_score_adj: self.lowest_oom_score_adj()?,
         };
-        Ok(bundle.config(built)?)
+        Ok(bundle.config(built)?.to_string().into_bytes())
+    }
+
+    pub(super) fn seccomp_profile(&self, policy: &Policy) -> Result<Option<LinuxSeccomp>, ContainerError> {
+        let source = policy.seccomp.as_ref();
+        let profile = |source| self.parts.seccomp.profile(source, policy.capabilities.bounding);
+        Ok(source.map(profile).transpose()?)
     }
 
     /// Another process in a container, as the runtime takes it.
@@ -146,8 +147,12 @@ impl Containers {
 }
 
 /// The annotations of the pod, and over them the container's, that `runtime` is to be told.
-fn annotations(runtime: &OciRuntime, pod: &Pod, record: &ContainerRecord) -> BTreeMap<String, String> {
-    let all = [&pod.record.config.annotations, &record.config.annotations];
+pub(super) fn annotations(
+    runtime: &OciRuntime,
+    pod: &cri::PodSandboxConfig,
+    record: &ContainerRecord,
+) -> BTreeMap<String, String> {
+    let all = [&pod.annotations, &record.config.annotations];
     let told = all.into_iter().flatten().filter(|(name, _)| runtime.is_told(name));
     told.map(|(name, value)| (name.clone(), value.clone())).collect()
 }

@@ -16,6 +16,7 @@ mod policy;
 mod recover;
 mod remove;
 mod reopen_log;
+mod runtime_spec;
 pub mod spec;
 mod start;
 mod state;
@@ -78,7 +79,7 @@ pub struct Container {
     end_told: AtomicBool,
     /// Keep the layers of its image, and of those it has as volumes, while the container lives. Without those that were
     /// gone when the daemon came back.
-    _leases: Vec<Lease>,
+    leases: Vec<Lease>,
     inherited: Inherited,
     listing: OnceLock<Box<[u8]>>,
 }

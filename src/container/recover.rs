@@ -74,7 +74,7 @@ impl Containers {
             monitor: monitor.clone(),
             starting: tokio::sync::Mutex::default(),
             end_told: false.into(),
-            _leases: [&record.image_id]
+            leases: [&record.image_id]
                 .into_iter()
                 .chain(record.volume_images.values())
                 .filter_map(|image_id| self.parts.images.hold(image_id))

@@ -28,7 +28,7 @@ impl Containers {
             monitor,
             starting: tokio::sync::Mutex::default(),
             end_told: false.into(),
-            _leases: Vec::new(),
+            leases: Vec::new(),
             listing: OnceLock::default(),
             inherited: Inherited {
                 unfinished: true,

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::{Value, json};
+
 use super::attachment::Backend;
 use super::cni::{Cni, Discovery, Found};
 use super::embedded::{Embedded, Subnet};
@@ -128,6 +130,27 @@ impl Networks {
         self.pod_cidr_file.write(&subnets)?;
         *self.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner) = subnets.clone();
         self.embedded.set_pod_cidrs(subnets).await
+    }
+
+    /// What new pods get and from where, for who asks; of a CNI configuration no more than its names, as it may hold secrets.
+    pub fn describe(&self) -> Value {
+        let network = match self.choose() {
+            Ok(Choice::Cni(found)) => json!({
+                "name": found.list.name,
+                "cniVersion": found.list.version.as_str(),
+                "path": found.path,
+                "plugins": found.list.plugins.iter().map(|plugin| &plugin.kind).collect::<Vec<_>>(),
+            }),
+            Ok(Choice::Embedded) => json!({ "name": "embedded" }),
+            Err(error) | Ok(Choice::None(error)) => json!({ "error": chain(&error) }),
+        };
+        let cidrs = self.pod_cidrs.lock().unwrap_or_else(PoisonError::into_inner);
+        json!({
+            "confDir": self.cni.directory.path(),
+            "binDirs": self.cni.plugin_dirs(),
+            "podCIDRs": cidrs.iter().map(Subnet::to_string).collect::<Vec<_>>(),
+            "network": network,
+        })
     }
 
     /// Which network is in force for new pods, and whether it can take them.

@@ -16,6 +16,7 @@ mod port_forward;
 mod recover;
 mod remove;
 mod run;
+mod runtime_spec;
 mod stop;
 mod update_resources;
 
@@ -39,7 +40,7 @@ use crate::model::{SandboxId, chain};
 use crate::monitor::{Access, Launcher};
 use crate::network::Networks;
 use crate::operation::Operations;
-use crate::store::{PodPhase, PodRecord, PodStatus, Store};
+use crate::store::{PodPhase, PodRecord, PodStatus, Store, StoreError};
 use crate::sys::cgroup::Hierarchy;
 
 /// A sandbox.
@@ -183,6 +184,16 @@ impl Sandboxes {
                 sandbox_id: sandbox_id(),
             }),
         }
+    }
+
+    /// Whether Status can call the runtime ready, and why not. Blocks no longer than the file systems of its own directories do.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        self.parts.store.check_writable()
+    }
+
+    /// Which network new pods get, as JSON for who asks.
+    pub fn describe_network(&self) -> serde_json::Value {
+        self.parts.networks.describe()
     }
 
     /// Whether Status can call the network ready, and why not.

@@ -78,6 +78,19 @@ impl Store {
         Ok(store)
     }
 
+    /// Whether records can be written at all, as far as that can be told without writing: a file system that has turned read-only
+    /// (after an I/O error, say) says so.
+    pub fn check_writable(&self) -> Result<(), StoreError> {
+        for dir in [&self.root, &self.run] {
+            let look = rustix::fs::statvfs(dir).map_err(io::Error::from);
+            let flags = look.map_err(failed("look at", dir))?.f_flag;
+            if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+                return Err(failed("write to", dir)(io::ErrorKind::ReadOnlyFilesystem.into()));
+            }
+        }
+        Ok(())
+    }
+
     /// Where a pod's records are.
     pub fn pod_dir(&self, id: &SandboxId) -> PathBuf {
         self.root.join("pods").join(id)

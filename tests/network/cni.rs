@@ -443,3 +443,22 @@ fn a_network_whose_plugin_is_not_available_is_not_ready() {
         assert_eq!(node.calls(), ["STATUS moody"], "an answer is good for a few seconds");
     });
 }
+
+#[test]
+fn the_network_in_force_is_told_without_what_its_plugins_are_told() {
+    Machine::run_test(|machine| {
+        let node = Node::new(machine);
+        let networks = machine.open(node.config.clone());
+        assert_eq!(networks.describe()["network"]["name"], "embedded");
+        let text = r#"{"cniVersion":"1.0.0","name":"lan","plugins":[{"type":"loopback","password":"secret"}]}"#;
+        node.conf("10-lan.conflist", text);
+        let told = networks.describe();
+        assert_eq!(told["network"]["name"], "lan");
+        assert_eq!(told["network"]["plugins"], serde_json::json!(["loopback"]));
+        assert_eq!(told["confDir"], node.config.conf_dir.display().to_string());
+        assert!(!told.to_string().contains("secret"), "{told}");
+        node.conf("10-lan.conflist", "{");
+        let error = networks.describe()["network"]["error"].to_string();
+        assert!(error.contains("10-lan.conflist"), "{error}");
+    });
+}

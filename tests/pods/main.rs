@@ -39,3 +39,4 @@ mod start;
 mod stats;
 mod subscribers;
 mod userns;
+mod verbose;

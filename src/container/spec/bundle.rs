@@ -1,10 +1,10 @@
-//! The whole OCI specification of a container, for an external runtime, which is told everything by it. Pure.
+//! The whole OCI specification of a container: for an external runtime, which is told everything by it, and for who asks. Pure.
 //!
 //! Limits are not in it: crisp writes them to the container's cgroup itself, so that they are the same and change the same
 //! way whichever runtime made the container. Device rules are, because a runtime puts its own in the place of crisp's.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxSeccomp;
 use serde_json::{Value, json};
@@ -15,10 +15,19 @@ use super::resources::DeviceRule;
 use super::{Built, Policy, rlimits, security};
 use crate::sys::mount::Propagation;
 
+/// A part of a container that its description names the place of.
+#[derive(Clone, Copy)]
+pub enum Part<'a> {
+    Root,
+    /// What bind n shows.
+    Bind(usize),
+    /// By [`super::JoinPaths`]: net, ipc, uts, pid or user.
+    Namespace(&'a str),
+}
+
 /// Where the parts of a container are that its description names.
 pub struct Bundle<'a> {
-    /// Its directory; the root, the mounts and the namespaces will be on `stage` in it.
-    pub dir: &'a Path,
+    pub place: &'a dyn Fn(Part<'_>) -> PathBuf,
     /// The container's cgroup.
     pub cgroup: &'a str,
     pub seccomp: Option<LinuxSeccomp>,
@@ -29,9 +38,9 @@ pub struct Bundle<'a> {
 
 impl Bundle<'_> {
     /// The contents of `config.json`.
-    pub fn config(&self, built: &Built) -> Result<Vec<u8>, SpecError> {
+    pub fn config(&self, built: &Built) -> Result<Value, SpecError> {
         let mut config = json_of(&built.spec);
-        config["root"]["path"] = self.staged("root");
+        config["root"]["path"] = self.place(Part::Root);
         config["process"] = process(&built.policy, self.lowest_oom_score_adj)?;
         config["mounts"] = self.mounts(built);
         config["annotations"] = json!(self.annotations);
@@ -44,14 +53,15 @@ impl Bundle<'_> {
         for namespace in linux["namespaces"].as_array_mut().into_iter().flatten() {
             let path = namespace["path"].as_str().and_then(|path| path.strip_prefix("nsfd:"));
             if let Some(kind) = path {
-                namespace["path"] = self.staged(&format!("ns-{kind}"));
+                let place = self.place(Part::Namespace(kind));
+                namespace["path"] = place;
             }
         }
-        Ok(config.to_string().into_bytes())
+        Ok(config)
     }
 
-    fn staged(&self, name: &str) -> Value {
-        json!(self.dir.join("stage").join(name))
+    fn place(&self, part: Part<'_>) -> Value {
+        json!((self.place)(part).to_string_lossy())
     }
 
     /// The kernel's file systems and the binds in their order; those that libcontainer must not see yet come last.
@@ -75,7 +85,7 @@ impl Bundle<'_> {
     /// A bind. The mount on the stage has these attributes already; some runtimes set anew what the options say.
     fn bind(&self, index: usize, bind: &Bind) -> Value {
         let mut mount = json_of(&bind.to_mount(index));
-        mount["source"] = self.staged(&format!("mount-{index}"));
+        mount["source"] = self.place(Part::Bind(index));
         if let Some(options) = mount["options"].as_array_mut() {
             options.push(json!(match bind.propagation {
                 Propagation::Private => "rprivate",
@@ -87,6 +97,16 @@ impl Bundle<'_> {
             }
         }
         mount
+    }
+}
+
+/// Where the monitor puts the parts for a runtime: on `stage` in the directory of the bundle.
+pub fn staged(bundle: &Path, part: Part<'_>) -> PathBuf {
+    let stage = bundle.join("stage");
+    match part {
+        Part::Root => stage.join("root"),
+        Part::Bind(index) => stage.join(format!("mount-{index}")),
+        Part::Namespace(kind) => stage.join(format!("ns-{kind}")),
     }
 }
 

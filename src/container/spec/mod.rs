@@ -45,8 +45,6 @@ pub struct Input<'a> {
     pub sandbox: &'a cri::PodSandboxConfig,
     pub container: &'a cri::ContainerConfig,
     pub image: &'a ImageConfiguration,
-    /// The root file system as the container will see it, for reading its passwd and group.
-    pub rootfs: BorrowedFd<'a>,
     /// The pod's host name (the node's in a sandbox with the node's network).
     pub hostname: &'a str,
     pub namespaces: &'a JoinPaths,
@@ -81,12 +79,23 @@ pub struct Built {
 /// Stands for the root file system in [`Built::spec`].
 pub const ROOTFS: &str = "rootfs";
 
-/// Describes the container.
-pub fn build(input: &Input<'_>) -> Result<Built, SpecError> {
+/// Describes the container. `rootfs` is its root file system as it will see it, for reading its passwd and group.
+pub fn build(input: &Input<'_>, rootfs: BorrowedFd<'_>) -> Result<Built, SpecError> {
     let security = security::resolve(input.sandbox, input.container, input.host)?;
-    let namespaces = namespaces::resolve(input.sandbox, input.container, input.namespaces, input.host)?;
-    let identity = user::resolve(input.container, input.image, input.rootfs)?;
+    let identity = user::resolve(input.container, input.image, rootfs)?;
     let policy = process::policy(input, &security, &identity)?;
+    around(input, security, policy)
+}
+
+/// Describes a container that is there already, whose processes have `policy`.
+pub fn again(input: &Input<'_>, policy: Policy) -> Result<Built, SpecError> {
+    let security = security::resolve(input.sandbox, input.container, input.host)?;
+    around(input, security, policy)
+}
+
+/// All but the processes.
+fn around(input: &Input<'_>, security: security::Security, policy: Policy) -> Result<Built, SpecError> {
+    let namespaces = namespaces::resolve(input.sandbox, input.container, input.namespaces, input.host)?;
     let devices = devices::resolve(input.devices, security.privileged, namespaces.user)?;
     let mounts = mounts::resolve(input, &namespaces, security.privileged, &devices.bound)?;
 

@@ -24,6 +24,20 @@ pub struct JoinPaths {
     pub user: Option<PathBuf>,
 }
 
+impl JoinPaths {
+    /// Those of which the monitor has descriptors: it puts paths of its own in their place.
+    pub fn descriptors() -> Self {
+        let of = |kind: &str| Some(format!("nsfd:{kind}").into());
+        Self {
+            net: of("net"),
+            ipc: of("ipc"),
+            uts: of("uts"),
+            pid: of("pid"),
+            user: of("user"),
+        }
+    }
+}
+
 /// The namespaces of a container.
 #[derive(Clone, Debug)]
 pub struct Namespaces {

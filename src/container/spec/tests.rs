@@ -54,18 +54,21 @@ impl World {
             .config(self.image.clone())
             .build()
             .unwrap();
-        build(&Input {
+        let input = Input {
             sandbox: &self.sandbox,
             container: &self.container,
             image: &image,
-            rootfs: root.as_fd(),
             hostname: "pod",
             namespaces: &self.namespaces,
             cgroup_mounts: &self.cgroup_mounts,
             external: false,
             devices: &self.devices,
             host: &self.host,
-        })
+        };
+        let built = build(&input, root.as_fd())?;
+        let again = again(&input, built.policy.clone())?;
+        assert_eq!((&again.spec, &again.binds), (&built.spec, &built.binds));
+        Ok(built)
     }
 
     fn context(&mut self) -> &mut cri::LinuxContainerSecurityContext {

@@ -59,6 +59,11 @@ impl Cni {
         }
     }
 
+    /// Where plugins are looked for, in order.
+    pub fn plugin_dirs(&self) -> &[PathBuf] {
+        &self.plugin_dirs
+    }
+
     /// What a plan for the configuration `found` remembers.
     pub fn backend(&self, found: &Found, pod_cidrs: Vec<String>) -> Backend {
         Backend::Cni {
