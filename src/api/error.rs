@@ -61,7 +61,9 @@ impl ToCode for ContainerError {
             Self::WrongState { .. } | Self::MonitorGone { .. } | Self::NoPolicy { .. } | Self::NoLog { .. } => {
                 Code::FailedPrecondition
             }
-            Self::ExecTimeout { .. } | Self::Hung { .. } | Self::MonitorSilent { .. } => Code::DeadlineExceeded,
+            Self::ExecTimeout { .. } | Self::Hung { .. } | Self::StillHung { .. } | Self::MonitorSilent { .. } => {
+                Code::DeadlineExceeded
+            }
             Self::Lost
             | Self::StartFailed { .. }
             | Self::Unkillable { .. }

@@ -338,12 +338,22 @@ impl Containers {
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
         let (id, pod, config, image) = (id.clone(), pod.clone(), config.clone(), image.clone());
-        blocking(move || {
+        let paths: Vec<PathBuf> = config
+            .devices
+            .iter()
+            .map(|device| device.host_path.clone().into())
+            .collect();
+        let first = paths.first().cloned();
+        let described = self.hung.ask(&paths, move |asking| {
             let users = users_of(&pod)?;
             let pod = pod.record;
+            asking.at(&this.parts.store.container_dir(&pod.id, &id))?;
             let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
             let rootfs = this.mount_rootfs(&dir, &image, users.as_ref())?;
             let cdi::Edited { config, devices } = cdi::apply(&config, &this.parts.cdi_dirs)?;
+            if let Some(first) = &first {
+                asking.at(first)?;
+            }
             let devices = [spec::devices::lookup(&config)?, devices].concat();
             let hostname = hostname(&pod.config);
             let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
@@ -365,8 +375,8 @@ impl Containers {
                 dir,
                 users,
             })
-        })
-        .await
+        });
+        described.await
     }
 
     /// The image's layers below a writable one, attached nowhere. The writable layer's root shows as `/`: it looks like

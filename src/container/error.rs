@@ -58,12 +58,10 @@ pub enum ContainerError {
     },
     #[error("container {container_id} did not end although it was killed")]
     Unkillable { container_id: ContainerId },
-    #[error("{op} {} took longer than {seconds} s", path.display())]
-    Hung {
-        op: &'static str,
-        path: PathBuf,
-        seconds: u64,
-    },
+    #[error("{} did not answer within {seconds} s", path.display())]
+    Hung { path: PathBuf, seconds: u64 },
+    #[error("{} has not answered since an earlier request asked for it", path.display())]
+    StillHung { path: PathBuf },
     #[error("{op} for container {container_id}")]
     Monitor {
         op: &'static str,

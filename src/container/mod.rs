@@ -12,6 +12,7 @@ mod layers;
 mod list;
 mod log;
 mod mounts;
+mod patience;
 mod policy;
 mod recover;
 mod remove;
@@ -40,6 +41,7 @@ pub use error::ContainerError;
 pub use exec::{ExecProcess, ExecStreams, Pipes};
 pub use exec_sync::{EXEC_OUTPUT_LIMIT_BYTES, ExecOutput};
 pub use layers::Layers;
+use patience::HungPaths;
 pub use state::State;
 
 use crate::cri;
@@ -177,6 +179,7 @@ pub struct Parts {
 pub struct Containers {
     parts: Parts,
     layers: Arc<Layers>,
+    hung: HungPaths,
     /// Short critical sections only: no file, process or message is touched under it.
     index: RwLock<HashMap<ContainerId, Arc<Container>>>,
     /// Who holds which name: "sandbox id, name, attempt".
@@ -191,6 +194,7 @@ impl Containers {
         Self {
             parts,
             layers: Arc::new(layers),
+            hung: HungPaths::default(),
             index: RwLock::default(),
             names: Mutex::default(),
             creating: Operations::default(),

@@ -8,23 +8,29 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::layers::{Layers, Users};
 use super::spec::{Bind, BindSource};
-use super::{ContainerError, Containers, blocking, volume};
+use super::{ContainerError, Containers, volume};
 use crate::cri;
 use crate::image::Lease;
 use crate::sys::mount::{self, Attributes, Propagation};
-
-/// How long the host's file systems may take to answer for all binds together.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Where a bind comes from, resolved as far as memory goes.
 enum Source {
     Path { path: PathBuf, make: bool },
     Image { lower: Vec<PathBuf>, sub_path: PathBuf },
     Volume { dir: PathBuf, from: PathBuf },
+}
+
+impl Source {
+    /// What is asked for on the node; an image's layers are crisp's own.
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Path { path, .. } | Self::Volume { dir: path, .. } => Some(path),
+            Self::Image { .. } => None,
+        }
+    }
 }
 
 /// Where a container's binds come from, but for the host.
@@ -55,7 +61,11 @@ impl Containers {
         for bind in binds {
             sources.push((self.source(bind, &origins)?, bind.clone()));
         }
-        let first = binds.first().map(|bind| bind.destination.clone()).unwrap_or_default();
+        let paths: Vec<PathBuf> = sources
+            .iter()
+            .filter_map(|(source, _)| source.path())
+            .cloned()
+            .collect();
         let from = From {
             layers: self.layers.clone(),
             rootfs: origins
@@ -64,20 +74,17 @@ impl Containers {
                 .map_err(ContainerError::path("duplicate the root of", origins.dir))?,
             users: origins.users,
         };
-        let opened = blocking(move || -> Result<Vec<OwnedFd>, ContainerError> {
-            sources
-                .into_iter()
-                .map(|(source, bind)| open(source, &bind, &from))
-                .collect()
+        let opened = self.hung.ask(&paths, move |asking| {
+            let sources = sources.into_iter();
+            let opened = sources.map(|(source, bind)| {
+                if let Some(path) = source.path() {
+                    asking.at(path)?;
+                }
+                open(source, &bind, &from)
+            });
+            opened.collect()
         });
-        match tokio::time::timeout(DEADLINE, opened).await {
-            Ok(opened) => opened,
-            Err(_) => Err(ContainerError::Hung {
-                op: "mounting",
-                path: first,
-                seconds: DEADLINE.as_secs(),
-            }),
-        }
+        opened.await
     }
 
     /// Holds the images that are mounted as volumes, by the names that the request has for them.

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::{Cgroup, file, normal_path};
 
-/// How long a cgroup may stay busy, in all hierarchies together: its last processes are still on their way out.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a cgroup may stay busy, in all hierarchies together: its last processes are still on their way out. Who has begun to exit
+/// is in no list any more, but in the cgroup until its memory is freed and its files are closed, which may take a while.
+const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_micros(200);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 impl Cgroup {
-    /// Removes the cgroup and all below it, in every hierarchy. Blocks at most about 2 seconds while it is
+    /// Removes the cgroup and all below it, in every hierarchy. Blocks at most about 10 seconds while it is
     /// busy, then fails with `ResourceBusy`; where it is not busy it is removed all the same. One that is gone
     /// is fine. Kills nobody.
     pub fn remove(&self) -> io::Result<()> {
