@@ -93,7 +93,8 @@ const WITH_CAPABILITY: &[(&str, &str)] = &[
 ];
 
 /// Denied as if the kernel did not have it: programs then do without, which they do not after EPERM.
-const NOT_THERE: &str = "file_getattr file_setattr lsm_get_self_attr lsm_list_modules lsm_set_self_attr";
+const NOT_THERE: &str =
+    "file_getattr file_setattr listns rseq_slice_yield lsm_get_self_attr lsm_list_modules lsm_set_self_attr";
 
 /// CLONE_NEW{CGROUP,UTS,IPC,USER,PID,NET,NS}.
 const NAMESPACE_FLAGS: u64 = 0x7e02_0000;

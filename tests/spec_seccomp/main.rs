@@ -1,0 +1,10 @@
+//! Compiled seccomp filters.
+
+#[cfg(target_arch = "x86_64")]
+mod filter;
+mod kernel;
+mod profiles;
+
+const SYS_CHROOT: u64 = 1 << 18;
+const SYS_ADMIN: u64 = 1 << 21;
+const ALL: u64 = (1 << 41) - 1;
