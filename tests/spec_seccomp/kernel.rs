@@ -98,7 +98,7 @@ fn the_runtimes_own_profile_call_by_call() {
             ("futex_wake (454)", with(454, 0), libc::EINVAL),
             ("mseal (462)", call(462), 0),
             ("file_getattr (468)", call(468), libc::ENOSYS),
-            ("lsm_list_modules (461)", call(461), libc::ENOSYS),
+            ("lsm_list_modules (461)", call(461), libc::EFAULT),
             ("a call of the future (472)", call(472), libc::ENOSYS),
             ("the last number that may be one", call(1023), libc::ENOSYS),
             ("clone3", call(libc::SYS_clone3), libc::ENOSYS),
@@ -148,10 +148,11 @@ fn the_runtimes_own_profile_call_by_call() {
                 libc::EPERM,
             ),
             (
-                "socket of an unknown family",
-                with(libc::SYS_socket, 99),
-                libc::EAFNOSUPPORT,
+                "socket alg as far as the kernel looks",
+                with(libc::SYS_socket, 1 << 32 | libc::AF_ALG as c_long),
+                libc::EPERM,
             ),
+            ("socket of an unknown family", with(libc::SYS_socket, 99), libc::EPERM),
         ],
     );
 }
