@@ -9,13 +9,12 @@ use crate::monitor::protocol;
 impl Containers {
     /// The policy as the monitor takes it. Filters are compiled once for all containers that share one.
     pub(super) fn monitor_policy(&self, policy: &Policy) -> Result<protocol::Policy, ContainerError> {
-        let seccomp = match &policy.seccomp {
-            None => Vec::new(),
-            Some(source) => self
-                .parts
-                .seccomp
-                .compile(source, policy.capabilities.bounding)?
-                .to_vec(),
+        let (seccomp, seccomp_flags) = match &policy.seccomp {
+            None => (Vec::new(), 0),
+            Some(source) => {
+                let filter = self.parts.seccomp.compile(source, policy.capabilities.bounding)?;
+                (filter.program.to_vec(), filter.flags)
+            }
         };
         let limits = policy.rlimits.iter().map(|limit| protocol::Limit {
             resource: limit.resource,
@@ -37,7 +36,7 @@ impl Containers {
             ambient: policy.capabilities.ambient,
             no_new_privs: policy.no_new_privs,
             seccomp,
-            seccomp_flags: 0,
+            seccomp_flags,
             limits: limits.collect(),
             oom_score_adj: Some(policy.oom_score_adj),
             apparmor: policy.apparmor.clone(),

@@ -66,6 +66,21 @@ async fn a_user_without_no_new_privs_gets_its_filter_too() {
     assert_eq!(pod.run_to_end(policy).await.1, ["stdout F alive"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_flags_of_a_filter_reach_the_kernel() {
+    let mut pod = Pod::new().await;
+    let mut policy = shell("grep Seccomp: /proc/self/status");
+    policy.seccomp = refuse_mkdir();
+    policy.seccomp_flags = (libc::SECCOMP_FILTER_FLAG_LOG | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW) as u32;
+    assert_eq!(pod.run_to_end(policy.clone()).await.1, ["stdout F Seccomp:\t2"]);
+    // One that no kernel has.
+    policy.seccomp_flags |= 1 << 31;
+    let (container, _) = pod.create(policy).await;
+    let error = pod.client.start(&container).await.unwrap_err().to_string();
+    assert!(error.contains("load the seccomp filter"), "{error}");
+    assert_eq!(pod.exit_of(&container).await.code, 128);
+}
+
 /// CVE-2019-5736: what a container finds as the exe of a process that enters it must not be writable.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_programs_of_the_pod_cannot_be_written_to() {

@@ -146,6 +146,17 @@ fn seccomp_filters_the_first_process_and_execs_alike() {
             "{refused}"
         );
     }
+    // What it cannot follow it names, rather than to leave it out.
+    crate::fixture::write(
+        &path,
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_NEW"]}"#,
+    );
+    security(&mut config).seccomp = profile(2, path.to_str().unwrap());
+    let refused = pod.try_create(config).err().expect("no such flag");
+    assert!(
+        says(&refused, "SECCOMP_FILTER_FLAG_NEW") && is_code(&refused, Code::InvalidArgument),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -1,21 +1,22 @@
 //! Every filter is compiled once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use oci_spec::runtime::LinuxSeccomp;
 use sha2::{Digest, Sha256};
 
 use super::super::policy::SeccompSource;
-use super::{SeccompError, compile, profile, runtime_default};
+use super::{Filter, SeccompError, compile, profile, runtime_default};
 
 /// What makes a filter what it is.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Key {
     /// The capabilities that matter to the profile.
     RuntimeDefault(u64),
-    /// The digest of the file: its contents may change while containers come and go.
-    Localhost([u8; 32]),
+    /// The digest of the file, whose contents may change while containers come and go, and the bounding set, on which its
+    /// rules may depend.
+    Localhost([u8; 32], u64),
 }
 
 /// Filters kept at most; beyond them all are forgotten. A node has a handful.
@@ -24,7 +25,7 @@ const MOST: usize = 64;
 /// Compiled filters by what they were made from.
 #[derive(Default)]
 pub struct SeccompCache {
-    filters: Mutex<HashMap<Key, Arc<[u8]>>>,
+    filters: Mutex<HashMap<Key, Filter>>,
 }
 
 impl SeccompCache {
@@ -34,13 +35,13 @@ impl SeccompCache {
         self.compile(source, bounding)?;
         match source {
             SeccompSource::RuntimeDefault => Ok(runtime_default::profile(bounding)),
-            SeccompSource::Localhost(path) => profile::parse(path, &profile::read(path)?),
+            SeccompSource::Localhost(path) => profile::parse(path, &profile::read(path)?, bounding),
         }
     }
 
     /// The filter of `source` for a container whose bounding set is `bounding`. Reads the profile's file each time;
     /// compiling takes milliseconds of CPU.
-    pub fn compile(&self, source: &SeccompSource, bounding: u64) -> Result<Arc<[u8]>, SeccompError> {
+    pub fn compile(&self, source: &SeccompSource, bounding: u64) -> Result<Filter, SeccompError> {
         let (key, file) = match source {
             SeccompSource::RuntimeDefault => (
                 Key::RuntimeDefault(bounding & runtime_default::relevant_capabilities()),
@@ -48,7 +49,10 @@ impl SeccompCache {
             ),
             SeccompSource::Localhost(path) => {
                 let bytes = profile::read(path)?;
-                (Key::Localhost(Sha256::digest(&bytes).into()), Some((path, bytes)))
+                (
+                    Key::Localhost(Sha256::digest(&bytes).into(), bounding),
+                    Some((path, bytes)),
+                )
             }
         };
         if let Some(filter) = self.filters.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
@@ -56,9 +60,9 @@ impl SeccompCache {
         }
         let profile = match &file {
             None => runtime_default::profile(bounding),
-            Some((path, bytes)) => profile::parse(path, bytes)?,
+            Some((path, bytes)) => profile::parse(path, bytes, bounding)?,
         };
-        let filter: Arc<[u8]> = compile::compile(&profile)?.into();
+        let filter = compile::compile(&profile)?;
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);
         if filters.len() >= MOST {
             filters.clear();

@@ -5,10 +5,12 @@ use std::{fs::File, io};
 
 use libseccomp::error::SeccompErrno;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
-use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall};
+use oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator, LinuxSyscall,
+};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::{SeccompError, newer};
+use super::{Filter, SeccompError, newer};
 
 /// BPF_MAXINSNS.
 const LONGEST: usize = 4096;
@@ -24,25 +26,27 @@ const FAMILY: [(Arch, ScmpArch); 3] = [
     (Arch::ScmpArchX86, ScmpArch::X86),
     (Arch::ScmpArchX32, ScmpArch::X32),
 ];
+#[cfg(target_arch = "x86_64")]
+const THIRTY_TWO_BIT: Arch = Arch::ScmpArchX86;
 #[cfg(target_arch = "aarch64")]
 const FAMILY: [(Arch, ScmpArch); 2] = [
     (Arch::ScmpArchAarch64, ScmpArch::Aarch64),
     (Arch::ScmpArchArm, ScmpArch::Arm),
 ];
+#[cfg(target_arch = "aarch64")]
+const THIRTY_TWO_BIT: Arch = Arch::ScmpArchArm;
 
 fn failed(op: &'static str) -> impl Fn(libseccomp::error::SeccompError) -> SeccompError {
     move |source| SeccompError::Compile { op, source }
 }
 
-/// Compiles `profile`. Its architectures count where this machine runs them; a profile that names none is for all
-/// of them, as otherwise a 32-bit program would be killed at its first system call.
-///
-/// The profile's flags are not looked at: what they would change is either the way the filter is installed, which
-/// is always the same, or logging.
-pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, SeccompError> {
-    if profile.listener_path().is_some() {
+/// Compiles `profile`. Its architectures count where this machine runs them, the processor's own always; a profile that
+/// names none is for all of them, as otherwise a 32-bit program would be killed at its first system call.
+pub fn compile(profile: &LinuxSeccomp) -> Result<Filter, SeccompError> {
+    if profile.listener_path().is_some() || profile.listener_metadata().is_some() {
         return Err(SeccompError::Notify);
     }
+    let flags = flags(profile.flags().as_deref().unwrap_or_default())?;
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).map_err(failed("begin"))?;
     filter
@@ -51,9 +55,10 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, SeccompError> {
     // A search tree: logarithmic for what the kernel does not answer from its own cache of always allowed calls.
     filter.set_ctl_optimize(2).map_err(failed("set up"))?;
     filter.set_ctl_nnp(false).map_err(failed("set up"))?;
+    let named = profile.architectures().as_ref().filter(|list| !list.is_empty());
+    let serves = |name| named.is_none_or(|list| list.contains(&name));
     for (name, arch) in FAMILY {
-        let named = profile.architectures().as_ref().filter(|list| !list.is_empty());
-        if named.is_none_or(|list| list.contains(&name)) {
+        if serves(name) {
             filter.add_arch(arch).map_err(failed("add an architecture to"))?;
         }
     }
@@ -64,13 +69,36 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, SeccompError> {
     decided.sort_by_key(|(number, _)| *number);
     decided.dedup_by_key(|(number, _)| *number);
     let beyond = (!is_permissive(default)).then(|| returns(ScmpAction::Errno(libc::ENOSYS)));
-    let mut program = newer::prefix(&decided, beyond);
+    let served = newer::Served {
+        thirty_two_bit: serves(THIRTY_TWO_BIT),
+        x32: serves(Arch::ScmpArchX32),
+    };
+    let mut program = newer::prefix(&decided, beyond, served);
     program.extend(export(&filter).map_err(|source| SeccompError::Export { op: "read", source })??);
     let size = program.len() / INSTRUCTION;
     if size > LONGEST {
         return Err(SeccompError::FilterTooLong { size, limit: LONGEST });
     }
-    Ok(program)
+    Ok(Filter {
+        program: program.into(),
+        flags,
+    })
+}
+
+fn flags(list: &[LinuxSeccompFilterFlag]) -> Result<u32, SeccompError> {
+    list.iter().try_fold(0, |flags, flag| {
+        Ok(flags
+            | match flag {
+                LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG as u32,
+                LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u32,
+                // Whoever loads the filter has one thread: all of them have it.
+                LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
+                // How the agent is waited for.
+                LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
+                    return Err(SeccompError::Flag { flag: flag.to_string() });
+                }
+            })
+    })
 }
 
 fn add(
@@ -139,6 +167,14 @@ fn condition(syscall: &str, arg: &LinuxSeccompArg) -> Result<ScmpArgCompare, Sec
             index,
         });
     }
+    let second = arg.value_two().unwrap_or_default();
+    if second != 0 && arg.op() != LinuxSeccompOperator::ScmpCmpMaskedEq {
+        return Err(SeccompError::SecondValue {
+            syscall: syscall.chars().take(64).collect(),
+            index,
+            operator: arg.op(),
+        });
+    }
     let (operator, value) = match arg.op() {
         LinuxSeccompOperator::ScmpCmpNe => (ScmpCompareOp::NotEqual, arg.value()),
         LinuxSeccompOperator::ScmpCmpLt => (ScmpCompareOp::Less, arg.value()),
@@ -146,15 +182,20 @@ fn condition(syscall: &str, arg: &LinuxSeccompArg) -> Result<ScmpArgCompare, Sec
         LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, arg.value()),
         LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, arg.value()),
         LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, arg.value()),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => (
-            ScmpCompareOp::MaskedEqual(arg.value()),
-            arg.value_two().unwrap_or_default(),
-        ),
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (ScmpCompareOp::MaskedEqual(arg.value()), second),
     };
     Ok(ScmpArgCompare::new(index as u32, operator, value))
 }
 
+/// An error number belongs to the actions that answer one (OCI runtime specification, `errnoRet`).
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<ScmpAction, SeccompError> {
+    let answers = matches!(
+        action,
+        LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace
+    );
+    if errno.is_some() && !answers {
+        return Err(SeccompError::ErrnoOfAction { action });
+    }
     let errno = errno.unwrap_or(libc::EPERM.unsigned_abs());
     Ok(match action {
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => ScmpAction::KillThread,

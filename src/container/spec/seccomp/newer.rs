@@ -5,7 +5,7 @@
 //! system calls that libseccomp has no name for, and answer ENOSYS to all that nobody here has a name for.
 
 /// Linux names, with their numbers in ascending order; the same on all architectures from 424 on.
-const NUMBERS: [(&str, u32); 20] = [
+const NUMBERS: [(&str, u32); 22] = [
     ("set_mempolicy_home_node", 450),
     ("cachestat", 451),
     ("fchmodat2", 452),
@@ -26,12 +26,14 @@ const NUMBERS: [(&str, u32); 20] = [
     ("open_tree_attr", 467),
     ("file_getattr", 468),
     ("file_setattr", 469),
+    ("listns", 470),
+    ("rseq_slice_yield", 471),
 ];
 
 /// x86-64 alone.
 const NATIVE_NUMBERS: [(&str, u32); 2] = [("uretprobe", 335), ("uprobe", 336)];
 
-const NEWEST: u32 = 469;
+const NEWEST: u32 = 471;
 /// Above it are the private calls of 32-bit ARM and the flag of x32.
 const END: u32 = 1024;
 const X32: u32 = 0x4000_0000;
@@ -84,6 +86,7 @@ struct Instruction {
 }
 
 const LOAD: u16 = 0x20;
+const AND: u16 = 0x54;
 const JUMP: u16 = 0x05;
 const JUMP_EQUAL: u16 = 0x15;
 const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
@@ -109,9 +112,16 @@ const TO_THE_END: Instruction = Instruction {
     k: u32::MAX,
 };
 
+/// Whose programs a filter is for, beside the processor's own. Other programs are the affair of what comes after.
+#[derive(Clone, Copy)]
+pub struct Served {
+    pub thirty_two_bit: bool,
+    pub x32: bool,
+}
+
 /// The instructions to put before a program: `decided` with what each returns (`SECCOMP_RET_*`), and what any
 /// number beyond [`NEWEST`] returns. Everything else runs on into the program.
-pub fn prefix(decided: &[(Number, u32)], beyond: Option<u32>) -> Vec<u8> {
+pub fn prefix(decided: &[(Number, u32)], beyond: Option<u32>, served: Served) -> Vec<u8> {
     if decided.is_empty() && beyond.is_none() {
         return Vec::new();
     }
@@ -122,12 +132,17 @@ pub fn prefix(decided: &[(Number, u32)], beyond: Option<u32>) -> Vec<u8> {
             .filter(move |(number, _)| number.native_only == native_only);
         of_kind.flat_map(|(number, returns)| [step(JUMP_EQUAL, number.number, 0, 1), step(RETURN, *returns, 0, 0)])
     };
-    // x32 has the architecture of x86-64 and a flag in the number: its numbers are libseccomp's affair.
-    let mut of_native = vec![
-        step(LOAD, NUMBER, 0, 0),
-        step(JUMP_GREATER_OR_EQUAL, X32, 0, 1),
-        TO_THE_END,
-    ];
+    // x32 has the architecture of x86-64 and a flag in the number: else what is denied here could be had with the flag.
+    // It is not told of new ones: it has calls of its own, from 512 on.
+    let mut of_x32 = Vec::new();
+    if served.x32 {
+        of_x32.push(step(AND, !X32, 0, 0));
+        of_x32.extend(answers(false));
+    }
+    of_x32.push(TO_THE_END);
+    let over = u8::try_from(of_x32.len()).expect("the table of numbers is short");
+    let mut of_native = vec![step(LOAD, NUMBER, 0, 0), step(JUMP_GREATER_OR_EQUAL, X32, 0, over)];
+    of_native.extend(of_x32);
     of_native.extend(answers(true));
     // Over the three instructions of the other architecture.
     of_native.push(step(JUMP, 3, 0, 0));
@@ -135,7 +150,12 @@ pub fn prefix(decided: &[(Number, u32)], beyond: Option<u32>) -> Vec<u8> {
 
     let mut program = vec![step(LOAD, ARCHITECTURE, 0, 0), step(JUMP_EQUAL, native, 0, over)];
     program.extend(of_native);
-    program.extend([step(JUMP_EQUAL, other, 1, 0), TO_THE_END, step(LOAD, NUMBER, 0, 0)]);
+    let of_other = u8::from(served.thirty_two_bit);
+    program.extend([
+        step(JUMP_EQUAL, other, of_other, 0),
+        TO_THE_END,
+        step(LOAD, NUMBER, 0, 0),
+    ]);
     let mut of_both: Vec<Instruction> = answers(false).collect();
     if let Some(returns) = beyond {
         of_both.push(step(JUMP_GREATER_OR_EQUAL, NEWEST + 1, 0, 2));
