@@ -30,23 +30,27 @@ pub fn attach(mounts: Vec<LateMount>) -> io::Result<()> {
     )?;
     for LateMount { mount, destination } in mounts {
         let said = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", destination.display()));
-        let place = match mount::open_in_root(&root, &destination, OFlags::PATH, Mode::empty()) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => make(&root, &mount, &destination).map_err(said)?,
-            found => found.map_err(said)?,
-        };
+        let place = place(Path::new("/"), &root, &mount, &destination).map_err(said)?;
         mount::attach_at(&mount, &place).map_err(said)?;
     }
     Ok(())
 }
 
-/// Makes the missing place for `mount`: of its own kind, empty.
-fn make(root: &OwnedFd, mount: &OwnedFd, destination: &Path) -> io::Result<OwnedFd> {
-    if FileType::from_raw_mode(fstat(mount)?.st_mode) == FileType::Directory {
-        stage::make_directory(Path::new("/"), destination)?;
-        return mount::open_in_root(root, destination, OFlags::PATH, Mode::empty());
+/// The place for `mount` below `root`, which `opened` is open on; made if it is missing: of the mount's own kind, empty.
+pub fn place(root: &Path, opened: &OwnedFd, mount: &OwnedFd, destination: &Path) -> io::Result<OwnedFd> {
+    match mount::open_in_root(opened, destination, OFlags::PATH, Mode::empty()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => make(root, opened, mount, destination),
+        found => found,
     }
-    stage::make_directory(Path::new("/"), destination.parent().unwrap_or(Path::new("/")))?;
+}
+
+fn make(root: &Path, opened: &OwnedFd, mount: &OwnedFd, destination: &Path) -> io::Result<OwnedFd> {
+    if FileType::from_raw_mode(fstat(mount)?.st_mode) == FileType::Directory {
+        stage::make_directory(root, destination)?;
+        return mount::open_in_root(opened, destination, OFlags::PATH, Mode::empty());
+    }
+    stage::make_directory(root, destination.parent().unwrap_or(Path::new("/")))?;
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    mount::open_in_root(root, destination, flags, Mode::from_raw_mode(0o644))?;
-    mount::open_in_root(root, destination, OFlags::PATH, Mode::empty())
+    mount::open_in_root(opened, destination, flags, Mode::from_raw_mode(0o644))?;
+    mount::open_in_root(opened, destination, OFlags::PATH, Mode::empty())
 }

@@ -8,11 +8,13 @@
 //! - [`external`]: an OCI runtime's command line instead.
 //! - `stage`: puts the detached mounts that the daemon sent where libcontainer can bind them from.
 //! - `execute`: from a process inside its container to the program, without giving anything away.
+//! - `early`: mounts that are made without libcontainer, before it.
 //! - `late`: mounts on or below a /dev that is the user's own, when libcontainer is done with it.
 //! - [`line`]: what such a child and the monitor say to each other.
 //! - `diagnosis`: libcontainer's errors hide their causes; its log does not.
 
 mod diagnosis;
+mod early;
 mod execute;
 pub mod external;
 pub mod join;
@@ -129,6 +131,12 @@ pub enum OciError {
     #[error("{op}")]
     Io {
         op: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("mount at {}", destination.display())]
+    Mount {
+        destination: PathBuf,
         #[source]
         source: io::Error,
     },

@@ -20,11 +20,11 @@ use libcontainer::process::container_main_process::container_main_process;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use oci_spec::runtime::{
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, MountBuilder, Process, ProcessBuilder, Spec, UserBuilder,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, ProcessBuilder, Spec, UserBuilder,
 };
 
 use super::late::LateMount;
-use super::{Creation, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, execute, stage};
+use super::{Creation, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, early, execute, stage};
 use crate::sys::{fd, process, scm};
 
 /// The directory in the monitor's room that libcontainer takes for its cgroup, relative to the cgroup mount: writes to it do
@@ -83,13 +83,15 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     stage::build().map_err(io("build the stage"))?;
     let root = stage::attach(&rootfs, "root").map_err(io("attach the container's root"))?;
     drop(rootfs);
-    bind_from_stage(&mut spec, &mounts)?;
-    let late = take_late(mounts, late_mounts)?;
     // Root of the node has no number in the pod's user namespace, and can own nothing there.
     process::set_files_id(root_id);
     let made = make_cwd(&spec, &root, &policy.cwd);
     process::set_files_id(0);
     made.map_err(io("make the working directory"))?;
+    early::gather_cgroups(&mut spec, &mounts, root_id)?;
+    early::attach_binds(&mut spec, &root, &mounts, root_id)?;
+    bind_from_stage(&mut spec, &mounts)?;
+    let late = take_late(mounts, late_mounts)?;
 
     let mut linux = spec.linux().clone().unwrap_or_default();
     linux.set_seccomp(None).set_resources(None).set_cgroups_path(None);
@@ -177,29 +179,11 @@ fn receive_terminal(socket: UnixStream) -> io::Result<OwnedFd> {
 fn bind_from_stage(spec: &mut Spec, sent: &[OwnedFd]) -> Result<(), OciError> {
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     for mount in &mut mounts {
-        let Some(source) = mount
-            .source()
-            .as_ref()
-            .and_then(|s| s.to_str())
-            .and_then(|s| s.strip_prefix("fd:"))
-        else {
-            continue;
-        };
-        let index: usize = source.parse().map_err(|_| OciError::Unfit {
-            what: format!("mount source fd:{source}"),
-        })?;
-        let fd = sent.get(index).ok_or_else(|| OciError::Unfit {
-            what: format!("mount {index} was not sent"),
-        })?;
-        let place = stage::attach(fd, &format!("mount-{index}")).map_err(|source| OciError::Stage { index, source })?;
-        // The attributes are set on the mount itself; of the options only how deep to bind is left to say.
-        *mount = MountBuilder::default()
-            .source(place)
-            .destination(mount.destination().clone())
-            .typ("bind")
-            .options(vec!["rbind".to_owned()])
-            .build()
-            .map_err(unfit)?;
+        if let Some(index) = stage::index_of(mount)? {
+            let place = stage::attach(stage::sent(sent, index)?, format!("mount-{index}"));
+            let place = place.map_err(|source| OciError::Stage { index, source })?;
+            *mount = stage::bind(place, mount.destination().clone())?;
+        }
     }
     spec.set_mounts(Some(mounts));
     Ok(())

@@ -74,7 +74,7 @@ pub fn resolve(input: &Input<'_>, namespaces: &Namespaces, privileged: bool) -> 
             &["nosuid", "noexec", "nodev", "mode=755", "size=64k"],
         ));
         for mount in input.cgroup_mounts {
-            steps.extend(cgroup_v1(&mount.name, &mount.path, privileged));
+            steps.push(cgroup_v1(&mount.name, &mount.path, privileged));
         }
         if !privileged {
             readonly_paths.push("/sys/fs/cgroup".to_owned());
@@ -83,23 +83,18 @@ pub fn resolve(input: &Input<'_>, namespaces: &Namespaces, privileged: bool) -> 
     Defaults { steps, readonly_paths }
 }
 
-/// Controllers that share a hierarchy are found under each one's name, as programs expect.
-fn cgroup_v1(name: &str, path: &std::path::Path, privileged: bool) -> Vec<Step> {
-    let mut names = vec![name];
-    if name.contains(',') {
-        names.extend(name.split(','));
-    }
-    let bind = |name: &&str| {
-        let destination = PathBuf::from("/sys/fs/cgroup").join(name);
-        Step::Bind(Bind {
-            read_only: !privileged,
-            nosuid: true,
-            nodev: true,
-            noexec: true,
-            ..Bind::new(BindSource::Host(path.to_owned()), destination)
-        })
-    };
-    names.iter().map(bind).collect()
+/// A hierarchy. Controllers that share one are found under each one's name, too: that is up to who mounts it.
+fn cgroup_v1(name: &str, path: &std::path::Path, privileged: bool) -> Step {
+    Step::Bind(Bind {
+        read_only: !privileged,
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+        ..Bind::new(
+            BindSource::Host(path.to_owned()),
+            PathBuf::from("/sys/fs/cgroup").join(name),
+        )
+    })
 }
 
 fn host(path: &str) -> BindSource {
