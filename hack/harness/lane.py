@@ -23,15 +23,16 @@ _PACK = paths.CACHE / "lane"
 _TESTS = _PACK / "tests.json"
 _LOGS = paths.CACHE / "logs"
 # The test programs that have something to show here.
-_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "faults", "lane")
+_PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "root_streaming", "faults", "lane")
 
 
 class Step:
-    """A capability, and the command that shows it: `words` for the test program `test`, or suites of critest."""
+    """A capability, and the command that shows it: `words` for the test program `test`, or suites of critest. `handler` makes
+    the tests' containers, if it is not crisp itself."""
 
-    def __init__(self, name, *words, test=None, critest=(), driver="cgroupfs", smoke=False):
+    def __init__(self, name, *words, test=None, critest=(), driver="cgroupfs", handler="", smoke=False, more=False):
         self.name, self.words, self.test, self.critest = name, words, test, critest
-        self.driver, self.smoke = driver, smoke
+        self.driver, self.handler, self.smoke, self.more = driver, handler, smoke, more
 
     def argv(self, programs):
         if self.test:
@@ -40,9 +41,18 @@ class Step:
         suites = [word for suite in self.critest for word in ("--suite", suite)]
         return [sys.executable, "-m", "harness.critest", "--cgroup-driver", self.driver, "--keep", "AppArmor", *suites]
 
+    def environment(self):
+        return dict(os.environ, CRISP_TEST_CGROUP_DRIVER=self.driver, CRISP_TEST_HANDLER=self.handler)
+
 
 # Of the pods' tests those that cgroup v2, systemd or AppArmor can make come out otherwise.
 _PODS = ("cgroups::", "limits::", "oom::", "stats::", "process::", "image_volumes::an_image", "security::", "namespaces::", "life::")
+# What another kernel or another mount of cgroups can make come out otherwise, whoever makes the cgroups.
+_MACHINE = ("mounts::", "userns::", "cdi::", "events::", "files::")
+# Who reads and limits the cgroups beside libcontainer: figures, limits of whole pods, external runtimes.
+_OTHERS = ("metrics::", "pod_resources::", "runtimes::")
+# What an external runtime does to a container by itself, or leaves to crisp.
+_EXTERNAL = ("limits::", "oom::", "process::", "mounts::devices", "mounts::a_directory")
 STEPS = (
     Step("cgroup v2: made, joined, killed, removed", test="cgroup", smoke=True),
     Step("cgroup v2: limits reach the kernel", test="cgroup_limits", smoke=True),
@@ -51,9 +61,18 @@ STEPS = (
     Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", smoke=True),
     Step("limits, devices, OOM, daemon killed, by systemd", "limits::", test="lane", driver="systemd"),
     Step("limits, devices, OOM, daemon killed, by cgroupfs", "limits::", test="lane"),
-    # `cgroups::below` names paths; what slices are for them is shown above.
+    # `cgroups::below` and `pod_resources::a_pod_below` name paths; what slices are for them is shown above.
     Step("pods on cgroup v2 by systemd", *_PODS, "--skip", "cgroups::below", test="pods", driver="systemd"),
     Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
+    Step("figures, limits of pods, runc and crun, by systemd", *_OTHERS, "--skip", "pod_resources::a_pod_below", test="pods",
+         driver="systemd", more=True),
+    Step("figures, limits of pods, runc and crun, by cgroupfs", *_OTHERS, test="pods", more=True),
+    Step("limits, OOM, commands and devices by runc", *_EXTERNAL, test="pods", handler="runc", more=True),
+    Step("limits, OOM, commands and devices by crun", *_EXTERNAL, test="pods", handler="crun", more=True),
+    Step("mounts, files, users and events of pods", *_MACHINE, test="pods", more=True),
+    # Gigabytes are no matter of cgroups.
+    Step("exec, attach and port-forward, with users of the pod's own too", "exec::", "attach::", "port_forward::", "userns::",
+         "--skip", "exec::every_byte", test="root_streaming", more=True),
     Step("critest by systemd: AppArmor, OOM, Container, Security Context", critest=("apparmor", "oom", "container", "security"), driver="systemd"),
     Step("critest by cgroupfs: OOM, Container, Security Context", critest=("oom", "container", "security")),
     Step("death of daemon, monitor and pause, a fork bomb, by systemd", "daemon_dead::", "pod_dead::", "hostile::a_fork", "hostile::nothing",
@@ -67,6 +86,7 @@ def arguments():
     parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--pack-only", action="store_true", help="build and pack, run nothing")
     parser.add_argument("--smoke", action="store_true", help="only the few steps that hack/test runs")
+    parser.add_argument("--all", action="store_true", help="also the steps that another kernel is less likely to change")
     parser.add_argument("--only", metavar="TEXT", help="only the steps whose name contains this text")
     parser.add_argument("--vm-run", default=os.environ.get("CRISP_VM_RUN"), metavar="PATH")
     parser.add_argument("--timeout", type=int, default=1500, metavar="SECONDS", help="of the virtual machine (default: %(default)s)")
@@ -157,7 +177,7 @@ def run_step(step, programs):
     began = time.monotonic()
     with open(log, "w") as out:
         code = subprocess.run([str(word) for word in step.argv(programs)], cwd=paths.ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                              env=dict(os.environ, CRISP_TEST_CGROUP_DRIVER=step.driver)).returncode
+                              env=step.environment()).returncode
     print(f"  {'ok    ' if code == 0 else 'FAILED'} {step.name:<64} {time.monotonic() - began:6.1f} s", flush=True)
     if code != 0:
         print("".join(f"         | {line}\n" for line in log.read_text(errors="replace").splitlines()[-60:]), flush=True)
@@ -181,7 +201,8 @@ def run_here(chosen, args, undo):
 
 
 def run(args, undo):
-    chosen = [step for step in STEPS if (not args.smoke or step.smoke) and (not args.only or args.only in step.name)]
+    wanted = lambda step: args.only in step.name if args.only else args.all or not step.more
+    chosen = [step for step in STEPS if (not args.smoke or step.smoke) and wanted(step)]
     if args.list:
         print("\n".join(step.name for step in chosen))
         return True
@@ -191,7 +212,7 @@ def run(args, undo):
         return run_here(chosen, args, undo)
     share = pack(undo)
     undo.run()
-    words = (["--smoke"] if args.smoke else []) + (["--only", args.only] if args.only else [])
+    words = [f"--{name}" for name in ("smoke", "all") if getattr(args, name)] + (["--only", args.only] if args.only else [])
     return args.pack_only or in_machine(share, args, words, undo) == 0
 
 

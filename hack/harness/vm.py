@@ -20,7 +20,7 @@ from harness import paths
 _CACHE = paths.CACHE / "vm"
 _HOST_PACKAGES = ("qemu-system-x86", "mmdebstrap", "e2fsprogs")
 _PACKAGES = ("systemd", "systemd-sysv", "dbus", "udev", "kmod", "initramfs-tools", "zstd", "iproute2", "nftables", "procps", "util-linux",
-             "busybox-static", "apparmor", "python3-minimal", "python3", "ca-certificates")
+             "busybox-static", "apparmor", "python3-minimal", "python3", "ca-certificates", "bsdutils", "findutils", "runc", "crun")
 # The oldest kernel that crisp runs on.
 _KERNEL = (6, 6)
 _DISK = "4G"

@@ -1,7 +1,7 @@
 //! Something hangs: a CNI plugin, a registry, a file system, a monitor. Lists and statuses answer all the same.
 
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crisp::cri;
@@ -9,7 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::daemon::{Client, Machine};
-use crate::pods::{COUNTER, IDLER, container, granted, pod, start, until};
+use crate::fuse::{HungFileSystem, LOOKUP, OPENDIR};
+use crate::pods::{COUNTER, IDLER, container, granted, namespaces, pod, start, until};
 use crate::registry::{Conduct, busybox};
 
 /// Far below what hangs takes, far above what an answer takes on a busy machine.
@@ -27,59 +28,156 @@ async fn all_answer(client: &Client, pod_id: &str, id: &str) {
         assert_eq!(client.status(id).await.state(), cri::ContainerState::ContainerRunning);
         let mut runtime = client.runtime.clone();
         granted(runtime.list_container_stats(cri::ListContainerStatsRequest::default())).await;
+        granted(runtime.list_pod_sandbox_stats(cri::ListPodSandboxStatsRequest::default())).await;
         let mut images = client.images.clone();
         granted(images.list_images(cri::ListImagesRequest::default())).await;
     };
     tokio::time::timeout(AT_ONCE, looks).await.expect("all answer at once");
-    eprintln!("seven answers in {:?}", begin.elapsed());
+    eprintln!("eight answers in {:?}", begin.elapsed());
 }
 
-#[test]
-fn a_cni_plugin_hangs() {
-    Machine::test("hang-cni", async |machine| {
+/// A plugin that does nothing, and waits with that while it is told to.
+struct Sleepy {
+    dir: PathBuf,
+}
+
+impl Sleepy {
+    fn install(machine: &mut Machine) -> Self {
         let dir = machine.dir().join("cni");
         std::fs::create_dir_all(dir.join("net.d")).expect("a directory");
         let here = dir.display();
         let script = format!(
             "#!/bin/sh\n\
-             test $CNI_COMMAND = ADD -o $CNI_COMMAND = STATUS || exit 0\n\
-             : > {here}/hangs-$CNI_COMMAND; while ! test -e {here}/go; do sleep 0.05; done\n\
-             echo '{{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"told to fail\"}}'; exit 1\n"
+             : > {here}/asked-$CNI_COMMAND; while test -e {here}/wait-$CNI_COMMAND; do sleep 0.05; done\n\
+             test -e {here}/fail-$CNI_COMMAND && echo '{{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"told to fail\"}}' && exit 1\n\
+             test $CNI_COMMAND != ADD || echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.89.0.2/24\"}}]}}'\n"
         );
         std::fs::write(dir.join("sleepy"), script).expect("a script");
         std::fs::set_permissions(dir.join("sleepy"), std::fs::Permissions::from_mode(0o755)).expect("a script");
         let conf = json!({"cniVersion": "1.1.0", "name": "sleepy", "plugins": [{"type": "sleepy"}]});
         std::fs::write(dir.join("net.d/10-sleepy.conflist"), conf.to_string()).expect("a file");
-        let words = ["--network", "cni", "--cni-conf-dir", "", "--cni-bin-dir", ""].map(str::to_owned);
-        machine.arguments = words.to_vec();
-        machine.arguments[3] = dir.join("net.d").display().to_string();
-        machine.arguments[5] = dir.display().to_string();
+        let confs = dir.join("net.d").display().to_string();
+        let words = [
+            "--network",
+            "cni",
+            "--cni-conf-dir",
+            &confs,
+            "--cni-bin-dir",
+            &here.to_string(),
+        ];
+        machine.arguments = words.map(str::to_owned).to_vec();
+        Self { dir }
+    }
+
+    fn tell(&self, what: &str, command: &str) {
+        std::fs::write(self.dir.join(format!("{what}-{command}")), "").expect("a file");
+    }
+
+    fn go_on(&self, command: &str) {
+        std::fs::remove_file(self.dir.join(format!("wait-{command}"))).expect("it waited");
+    }
+
+    fn was_asked(&self, command: &str) -> bool {
+        self.dir.join(format!("asked-{command}")).exists()
+    }
+}
+
+/// A pod on the node's network, for which no plugin is asked.
+fn on_the_nodes_network(machine: &Machine, name: &str) -> cri::PodSandboxConfig {
+    let mut config = pod(machine, name);
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default().namespace_options = Some(cri::NamespaceOption {
+        network: cri::NamespaceMode::Node.into(),
+        ..namespaces(cri::NamespaceMode::Container)
+    });
+    config.port_mappings.clear();
+    config
+}
+
+fn without_ports(machine: &Machine, name: &str) -> cri::PodSandboxConfig {
+    cri::PodSandboxConfig {
+        port_mappings: Vec::new(),
+        ..pod(machine, name)
+    }
+}
+
+#[test]
+fn a_cni_plugin_hangs() {
+    Machine::test("hang-cni", async |machine| {
+        let plugin = Sleepy::install(machine);
+        for command in ["ADD", "STATUS"] {
+            plugin.tell("wait", command);
+            plugin.tell("fail", command);
+        }
         let _registry = start(machine).await;
         let client = machine.client();
-        // On the node's network, for which no plugin is asked.
-        let mut config = pod(machine, "there");
-        let security = config
-            .linux
-            .get_or_insert_default()
-            .security_context
-            .get_or_insert_default();
-        security.namespace_options = Some(cri::NamespaceOption {
-            network: cri::NamespaceMode::Node.into(),
-            pid: cri::NamespaceMode::Container.into(),
-            ..Default::default()
-        });
-        config.port_mappings.clear();
+        let config = on_the_nodes_network(machine, "there");
         let pod_id = client.run_pod(&config).await.expect("RunPodSandbox");
         let id = client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
-        let (other, hanging) = (machine.client(), pod(machine, "hanging"));
+        let (other, hanging) = (machine.client(), without_ports(machine, "hanging"));
         let running = tokio::spawn(async move { other.run_pod(&hanging).await });
-        until("the plugin hangs", async || dir.join("hangs-ADD").exists()).await;
+        until("the plugin hangs", async || plugin.was_asked("ADD")).await;
         all_answer(&client, &pod_id, &id).await;
-        assert!(dir.join("hangs-STATUS").exists(), "nobody asked for its status");
+        assert!(plugin.was_asked("STATUS"), "nobody asked for its status");
         assert!(!running.is_finished(), "it did not hang");
-        std::fs::write(dir.join("go"), "").expect("a file");
+        plugin.go_on("ADD");
+        plugin.go_on("STATUS");
         running.await.expect("no panic").expect_err("the plugin failed");
         client.end_pod(&pod_id).await;
+    });
+}
+
+/// The end of a pod waits for its DEL; nothing else does, not even other pods of that network.
+#[test]
+fn a_cni_plugin_hangs_while_a_pod_ends() {
+    Machine::test("hang-del", async |machine| {
+        let plugin = Sleepy::install(machine);
+        let _registry = start(machine).await;
+        let client = machine.client();
+        client
+            .end_pod(
+                &client
+                    .run_pod(&without_ports(machine, "first"))
+                    .await
+                    .expect("RunPodSandbox"),
+            )
+            .await;
+        let before = machine.look();
+        let pod_id = client
+            .run_pod(&without_ports(machine, "there"))
+            .await
+            .expect("RunPodSandbox");
+        let id = client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
+        let leaving = client
+            .run_pod(&without_ports(machine, "leaving"))
+            .await
+            .expect("RunPodSandbox");
+        let in_leaving = client.launch(&leaving, &container(machine, "counter", COUNTER)).await;
+        std::fs::remove_file(plugin.dir.join("asked-DEL")).expect("the first pod's");
+        plugin.tell("wait", "DEL");
+        let (other, at) = (machine.client(), leaving.clone());
+        let stopping = tokio::spawn(async move { other.stop_pod(&at).await });
+        until("the plugin hangs", async || plugin.was_asked("DEL")).await;
+        all_answer(&client, &pod_id, &id).await;
+        // What is told of the pod that leaves is true.
+        assert!(client.pods().await.contains(&leaving) && !client.is_ready(&leaving).await);
+        let status = client.status(&in_leaving).await;
+        assert_eq!(status.state(), cri::ContainerState::ContainerExited);
+        // Others come meanwhile, and get an address.
+        let coming = client
+            .run_pod(&without_ports(machine, "coming"))
+            .await
+            .expect("RunPodSandbox");
+        let in_coming = client.launch(&coming, &container(machine, "idler", IDLER)).await;
+        client.stop(&in_coming, 10).await.expect("StopContainer");
+        all_answer(&client, &pod_id, &id).await;
+        assert!(!stopping.is_finished(), "it did not hang");
+        plugin.go_on("DEL");
+        stopping.await.expect("no panic").expect("StopPodSandbox");
+        for pod_id in [&leaving, &coming, &pod_id] {
+            client.end_pod(pod_id).await;
+        }
+        machine.nothing_is_left_since(&before);
     });
 }
 
@@ -112,66 +210,108 @@ fn a_registry_hangs() {
     });
 }
 
-/// A file system that never answers, until it is dropped.
-struct HungFileSystem {
-    _device: std::fs::File,
-    dir: PathBuf,
-}
-
-impl HungFileSystem {
-    fn mount(machine: &Machine) -> Self {
-        use std::os::fd::AsRawFd;
-        let dir = machine.dir().join("hung");
-        std::fs::create_dir(&dir).expect("a directory");
-        let mut options = std::fs::OpenOptions::new();
-        let device = options
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_CLOEXEC)
-            .open("/dev/fuse");
-        let device = device.expect("the kernel has FUSE");
-        let data = format!(
-            "fd={},rootmode=40000,user_id=0,group_id=0,allow_other",
-            device.as_raw_fd()
-        );
-        let data = std::ffi::CString::new(data).expect("no NUL");
-        rustix::mount::mount(
-            "hung",
-            &dir,
-            "fuse",
-            rustix::mount::MountFlags::empty(),
-            data.as_c_str(),
-        )
-        .expect("root may mount it");
-        Self { _device: device, dir }
-    }
+/// A container with `path` as a volume.
+fn with_volume(mut config: cri::ContainerConfig, path: &Path) -> cri::ContainerConfig {
+    config.mounts = vec![cri::Mount {
+        host_path: path.display().to_string(),
+        container_path: "/volume".into(),
+        ..Default::default()
+    }];
+    config
 }
 
 #[test]
 fn a_file_system_hangs() {
     Machine::test("hang-mount", async |machine| {
-        let hung = HungFileSystem::mount(machine);
+        let hung = HungFileSystem::mount(machine, false);
         let _registry = start(machine).await;
         let client = machine.client();
+        client.warm_up(machine).await;
+        let empty = machine.look();
         let pod_id = client.run_pod(&pod(machine, "there")).await.expect("RunPodSandbox");
         let id = client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
-        let mut config = container(machine, "hanging", IDLER);
-        config.mounts = vec![cri::Mount {
-            host_path: hung.dir.join("volume").display().to_string(),
-            container_path: "/volume".into(),
-            ..Default::default()
-        }];
+        client.exec(&id, "true", 5).await.expect("ExecSync");
+        // Who has asked for figures has cgroups opened, which stay open.
+        all_answer(&client, &pod_id, &id).await;
+        let before = machine.look();
+        let config = with_volume(container(machine, "hanging", IDLER), &hung.dir.join("volume"));
         let (other, at) = (machine.client(), pod_id.clone());
         let creating = tokio::spawn(async move { other.create(&at, &config).await });
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        until("the file system is asked", async || hung.was_asked(LOOKUP)).await;
+        all_answer(&client, &pod_id, &id).await;
+        assert_eq!(
+            client.containers().await,
+            [id.clone()],
+            "of what is not made nothing is told"
+        );
+        // Others come and go meanwhile, in this pod and in one of their own.
+        let second = client.launch(&pod_id, &container(machine, "second", IDLER)).await;
+        client.remove(&second).await.expect("RemoveContainer");
+        client.warm_up(machine).await;
         all_answer(&client, &pod_id, &id).await;
         assert!(!creating.is_finished(), "it did not hang");
-        // Others come and go meanwhile.
-        let second = client.launch(&pod_id, &container(machine, "second", IDLER)).await;
-        client.stop(&second, 10).await.expect("StopContainer");
         drop(hung);
         creating.await.expect("no panic").expect_err("the file system is gone");
+        machine.nothing_is_left_since(&before);
         client.end_pod(&pod_id).await;
+        machine.nothing_is_left_since(&empty);
+    });
+}
+
+/// A process that waits for a file system that has taken its request cannot be killed, and keeps its mounts: its container's end
+/// waits for it, and so does its pod's.
+#[test]
+fn a_file_system_hangs_under_a_container() {
+    Machine::test("hang-inside", async |machine| {
+        let hung = HungFileSystem::mount(machine, true);
+        let _registry = start(machine).await;
+        let client = machine.client();
+        client.warm_up(machine).await;
+        let before = machine.look();
+        let pod_id = client.run_pod(&pod(machine, "there")).await.expect("RunPodSandbox");
+        let id = client.launch(&pod_id, &container(machine, "idler", IDLER)).await;
+        let stuck_pod = client.run_pod(&pod(machine, "stuck")).await.expect("RunPodSandbox");
+        let config = with_volume(container(machine, "lister", "exec ls /volume"), &hung.dir);
+        let stuck = client.launch(&stuck_pod, &config).await;
+        until("the file system is asked", async || hung.was_asked(OPENDIR)).await;
+        let pid = client.container_pid(&stuck).await;
+        let requests = [
+            tokio::spawn({
+                let (other, stuck) = (machine.client(), stuck.clone());
+                async move { other.stop(&stuck, 0).await }
+            }),
+            tokio::spawn({
+                let (other, stuck_pod) = (machine.client(), stuck_pod.clone());
+                async move { other.stop_pod(&stuck_pod).await }
+            }),
+        ];
+        until("it is killed", async || {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+            let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"));
+            let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+            let shared = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+            let shared = shared.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+            (pending.unwrap_or(0) | shared.unwrap_or(0)) & 1 << 8 != 0
+        })
+        .await;
+        all_answer(&client, &pod_id, &id).await;
+        let state = client.status(&stuck).await.state();
+        assert_eq!(state, cri::ContainerState::ContainerRunning, "it has not ended");
+        client.warm_up(machine).await;
+        let second = client.launch(&pod_id, &container(machine, "second", IDLER)).await;
+        client.remove(&second).await.expect("RemoveContainer");
+        all_answer(&client, &pod_id, &id).await;
+        drop(hung);
+        assert_eq!(client.exited(&stuck).await.exit_code, 137);
+        for request in requests {
+            // Late enough, each of them has succeeded; else it says what stood in its way.
+            if let Err(refusal) = request.await.expect("no panic") {
+                assert!(refusal.message().contains(&stuck), "{refusal:?}");
+            }
+        }
+        client.end_pod(&stuck_pod).await;
+        client.end_pod(&pod_id).await;
+        machine.nothing_is_left_since(&before);
     });
 }
 

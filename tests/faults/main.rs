@@ -5,6 +5,7 @@ mod cancelled;
 #[path = "../support/daemon.rs"]
 mod daemon;
 mod daemon_dead;
+mod fuse;
 #[path = "../support/handlers.rs"]
 mod handlers;
 mod hangs;

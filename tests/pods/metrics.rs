@@ -47,6 +47,42 @@ const MAY_LACK_SAMPLES: &[&str] = &[
     "container_memory_swap",
 ];
 
+/// What every sample is labelled with, in this order.
+const BASE: [&str; 6] = ["id", "name", "image", "container", "pod", "namespace"];
+
+/// The labels that a metric has beside those, in cAdvisor's order.
+fn own_labels(name: &str) -> &'static [&'static str] {
+    match name {
+        "container_cpu_usage_seconds_total" => &["cpu"],
+        "container_memory_failures_total" => &["failure_type", "scope"],
+        "container_blkio_device_usage_total" => &["device", "major", "minor", "operation"],
+        "container_ulimits_soft" => &["ulimit"],
+        _ if name.starts_with("container_hugetlb_") => &["pagesize"],
+        _ if name.starts_with("container_fs_") => &["device"],
+        _ if name.starts_with("container_network_") => &["interface"],
+        _ => &[],
+    }
+}
+
+/// Whether this can be the value of the label `key`: no two of a metric's own labels have a value in common.
+fn can_be(key: &str, value: &str) -> bool {
+    match key {
+        "cpu" => value == "total",
+        "failure_type" => ["pgfault", "pgmajfault"].contains(&value),
+        "scope" => ["container", "hierarchy"].contains(&value),
+        "operation" => ["Read", "Write"].contains(&value),
+        "major" | "minor" => value.parse::<u32>().is_ok(),
+        // A file of /dev, or numbers where there is none.
+        "device" => {
+            value.starts_with("/dev/") || value.split(':').filter(|number| number.parse::<u32>().is_ok()).count() == 2
+        }
+        "ulimit" => value == "max_open_files",
+        "pagesize" => value.ends_with('B') && value.starts_with(|c: char| c.is_ascii_digit()),
+        "interface" => value == "eth0",
+        _ => panic!("nobody knows the label {key}"),
+    }
+}
+
 fn descriptors() -> BTreeMap<String, Vec<String>> {
     let request = cri::ListMetricDescriptorsRequest {};
     let listed = ask(world().runtime().list_metric_descriptors(request))
@@ -100,6 +136,10 @@ fn every_metric_is_described_and_told_with_its_labels() {
         descriptors.keys().map(String::as_str).collect::<BTreeSet<_>>(),
         expected
     );
+    for (name, keys) in &descriptors {
+        let expected: Vec<&str> = BASE.iter().chain(own_labels(name)).copied().collect();
+        assert_eq!(keys, &expected, "{name}");
+    }
     let pod = world().pod("metrics");
     let c = pod.idle("c", |config| {
         let limits = resources(config);
@@ -111,26 +151,35 @@ fn every_metric_is_described_and_told_with_its_labels() {
     let told = of_pod(&pod);
     assert_eq!(told.container_metrics.len(), 1);
     let of_container = &told.container_metrics[0].metrics;
+    let (c_cgroup, c_image) = (c.cgroup(), c.status().image.expect("an image").image);
+    let pod_cgroup = pod.info()["cgroup"].as_str().expect("a path").to_owned();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
-    let base = ["id", "name", "image", "container", "pod", "namespace"];
     for metric in told.metrics.iter().chain(of_container) {
-        let keys = &descriptors[&metric.name];
-        assert_eq!(keys.len(), metric.label_values.len(), "{}", metric.name);
-        assert_eq!(keys[..6], base, "{}", metric.name);
-        assert!((now - metric.timestamp).abs() < 60_000_000_000, "{}", metric.name);
-        let network = metric.name.starts_with("container_network_");
-        let (name, container) = if network { (&pod.id, "POD") } else { (&c.id, "c") };
-        assert_eq!(
-            (&metric.label_values[1], metric.label_values[3].as_str()),
-            (name, container)
-        );
-        assert_eq!(metric.label_values[4..6], ["metrics", "tests"]);
+        let name = &metric.name;
+        let own = own_labels(name);
+        assert_eq!(metric.label_values.len(), BASE.len() + own.len(), "{name}");
+        let (base, values) = metric.label_values.split_at(BASE.len());
+        for (key, value) in own.iter().zip(values) {
+            assert!(can_be(key, value), "{name}: {key} is {value:?}");
+        }
+        if let [device, major, minor, _] = values
+            && !device.starts_with("/dev/")
+        {
+            assert_eq!(*device, format!("{major}:{minor}"));
+        }
+        assert!((now - metric.timestamp).abs() < 60_000_000_000, "{name}");
+        let network = name.starts_with("container_network_");
+        // A pod's image is none.
+        let (id, image, container) = match network {
+            true => (&pod.id, "", "POD"),
+            false => (&c.id, c_image.as_str(), "c"),
+        };
+        let cgroup = if network { &pod_cgroup } else { &c_cgroup };
+        assert_eq!(base, [cgroup, id, image, container, "metrics", "tests"], "{name}");
         let counts = metric.name.ends_with("_total") && metric.name != "container_fs_inodes_total";
         let counts = counts || metric.name == "container_memory_failcnt";
         assert_eq!(metric.metric_type() == MetricType::Counter, counts, "{}", metric.name);
     }
-    assert_eq!(of_container[0].label_values[0], c.cgroup());
-    assert!(of_container[0].label_values[2].contains("toolbox"));
     let told: BTreeSet<&str> = told
         .metrics
         .iter()

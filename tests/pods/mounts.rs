@@ -457,3 +457,50 @@ fn devices_are_there_with_the_rights_they_were_given() {
     let status = pod.try_create(config).err().expect("no such device");
     assert!(says(&status, "/dev/no-such-device"), "{status}");
 }
+
+/// Nodes that no container has by itself: 10:229, and 10:237. Whether the node has drivers for them does not matter: who may not
+/// is told so before.
+#[test]
+fn a_directory_stands_for_all_its_devices_and_each_opens_as_was_given() {
+    let nodes = HostMount::tmpfs(&world().directory("device-nodes"));
+    fs::create_dir(nodes.0.join("deep")).unwrap();
+    for (name, minor) in [("one", "229"), ("deep/other", "237")] {
+        let path = nodes.0.join(name).display().to_string();
+        run(&["mknod", "-m", "640", &path, "c", "10", minor]);
+    }
+    write(&nodes.0.join("no-device"), "");
+    let pod = world().pod("device-directory");
+    let directory = |permissions: &str| {
+        let devices = vec![Device {
+            host_path: nodes.0.display().to_string(),
+            container_path: "/dev/many".into(),
+            permissions: permissions.into(),
+        }];
+        move |config: &mut cri::ContainerConfig| config.devices = devices
+    };
+    let own = "mknod /tmp/one c 10 229; mknod /tmp/other c 10 237";
+    for (permissions, reads, writes) in [("r", true, false), ("w", false, true), ("rwm", true, true)] {
+        let c = pod.idle(permissions, directory(permissions));
+        assert_eq!(
+            c.sh("cd /dev/many; find . | sort | xargs stat -c '%n %F %t:%T %a' | grep -v directory"),
+            "./deep/other character special file a:ed 640\n./one character special file a:e5 640"
+        );
+        c.sh(own);
+        for node in ["/dev/many/one", "/dev/many/deep/other", "/tmp/one", "/tmp/other"] {
+            for (script, granted) in [(format!(": < {node}"), reads), (format!(": >> {node}"), writes)] {
+                let done = c.exec(&["sh", "-c", &script]);
+                assert_eq!(
+                    !done.stderr.contains("not permitted"),
+                    granted,
+                    "{permissions}: {script}: {done:?}"
+                );
+            }
+        }
+    }
+    let none = pod.idle("none", |_| {});
+    none.sh(own);
+    for node in ["/tmp/one", "/tmp/other"] {
+        let done = none.exec(&["sh", "-c", &format!(": < {node}")]);
+        assert!(done.stderr.contains("not permitted"), "{done:?}");
+    }
+}

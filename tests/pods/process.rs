@@ -297,3 +297,53 @@ fn annotations_and_labels_are_kept_byte_for_byte() {
     assert_eq!((&status.labels, &status.annotations), (&map(), &map()));
     assert_eq!(status.metadata.unwrap().name, "c");
 }
+
+/// What CRI-O and containerd let annotations do: devices, namespaces, files, limits.
+const OF_OTHERS: [(&str, &str); 14] = [
+    ("io.kubernetes.cri-o.Devices", "/dev/fuse:/dev/fuse:rwm"),
+    ("devices.crio.io", "/dev/fuse:/dev/fuse:rwm"),
+    ("io.kubernetes.cri-o.ShmSize", "1Mi"),
+    ("shm-size.crio.io", "1Mi"),
+    ("io.kubernetes.cri-o.userns-mode", "auto:size=65536"),
+    ("io.kubernetes.cri-o.umask", "077"),
+    ("umask.crio.io", "077"),
+    ("seccomp-profile.kubernetes.cri-o.io/POD", "unconfined"),
+    ("io.kubernetes.cri-o.unified-cgroup.c", "pids.max=1"),
+    ("io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw", "true"),
+    ("cpu-load-balancing.crio.io", "disable"),
+    ("io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel", "true"),
+    ("io.kubernetes.cri-o.LinkLogs", "logs"),
+    ("run.oci.keep_original_groups", "1"),
+];
+
+/// Those that containerd refuses where it is not configured for them.
+const OF_CONTAINERD: [(&str, &str); 3] = [
+    ("io.kubernetes.cri.untrusted-workload", "true"),
+    ("io.kubernetes.cri.rdt-class", "gold"),
+    ("io.kubernetes.cri.blockio-class", "gold"),
+];
+
+/// CRI: annotations "should not influence" what the runtime does.
+#[test]
+fn annotations_that_mean_something_to_others_mean_nothing() {
+    let own = OF_CONTAINERD.into_iter().filter(|_| world().if_crisp().is_some());
+    let annotations: std::collections::BTreeMap<_, _> = OF_OTHERS
+        .into_iter()
+        .chain(own)
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    let script = "umask; grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Cpus_allowed)' /proc/1/status; cat /proc/1/limits; \
+                  cat /proc/1/uid_map /proc/1/oom_score_adj; ls -l /dev | sed 's/ .* / /'; df -k /dev/shm | tail -1; \
+                  awk '{print $2, $3}' /proc/mounts; tr '\\0' '\\n' < /proc/1/environ | grep -v ^HOSTNAME";
+    let [plain, annotated] =
+        [("annotated-not", Default::default()), ("annotated", annotations)].map(|(name, annotations)| {
+            let pod = world().pod_with(name, |config| config.annotations.clone_from(&annotations));
+            let c = pod.idle("c", |config| config.annotations.clone_from(&annotations));
+            assert_eq!(
+                (pod.status().annotations, c.status().annotations),
+                (annotations.clone(), annotations)
+            );
+            c.sh(script)
+        });
+    assert_eq!(plain, annotated);
+}

@@ -295,3 +295,26 @@ fn limits_are_crisps_own_and_not_the_daemons() {
     assert_eq!(read(format!("/proc/{}/limits", d.pid())), before);
     assert_ne!(before[0].split(' ').nth(3), Some("700"));
 }
+
+/// A sandbox has a process of its own in other runtimes, of which the CRI can say how it runs; crisp's pause reads no file, and
+/// is the same for all.
+#[test]
+fn what_is_said_of_the_sandboxs_own_process_is_taken_and_binds_no_container() {
+    let pod = world().pod_with("sandbox-process", |config| {
+        let security = sandbox_security(config);
+        security.readonly_rootfs = true;
+        (security.run_as_user, security.run_as_group) = (int(1000), int(50));
+        security.supplemental_groups = vec![7];
+        security.seccomp = Some(SecurityProfile::default());
+        let linux = crate::fixture::sandbox_linux(config);
+        linux.overhead = Some(cri::LinuxContainerResources {
+            cpu_shares: 2,
+            memory_limit_in_bytes: 16 << 20,
+            ..Default::default()
+        });
+    });
+    assert_eq!(pod.status().state(), cri::PodSandboxState::SandboxReady);
+    let c = pod.idle("c", |_| {});
+    assert_eq!(c.sh("id -u; id -g; touch /x && echo writable"), "0\n0\nwritable");
+    assert!(!c.sh("id -G").split(' ').any(|group| group == "7"));
+}

@@ -19,14 +19,12 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{endpoint, registry};
 
-/// The programs: crispd's directory, and crictl. Built once for all tests.
+/// The programs: the directory that hack/build fills, and crictl, built once for all tests.
 fn programs() -> &'static (PathBuf, PathBuf) {
     static BUILT: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
     BUILT.get_or_init(|| {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let done = Command::new(package.join("hack/build")).status();
-        assert!(done.expect("hack/build runs").success(), "hack/build failed");
         let build = ". hack/environment; exec python3 -c \"from harness import tools; print(tools.tool('crictl'))\"";
         let done = Command::new("bash")
             .args(["-euc", build])
@@ -64,6 +62,11 @@ struct Crispd {
 impl Crispd {
     fn start(dir: &Path, uid: &str, settings: &str) -> Self {
         let (bin, _) = programs();
+        assert!(
+            bin.join("crispd").exists(),
+            "{} is missing: run hack/build",
+            bin.join("crispd").display()
+        );
         let log = File::create(dir.join("crispd.log")).unwrap();
         let config = crate::handlers::config(dir);
         let runtimes = std::fs::read_to_string(&config).unwrap();
@@ -304,6 +307,16 @@ impl Node {
         change(&mut request);
         let answer = self.wait(async { self.client().await.exec(request).await });
         answer.expect("exec").into_inner().url
+    }
+
+    /// The URL of forwarding to `port` of a pod.
+    pub fn forward_url(&self, pod: &str, port: u16) -> String {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.to_owned(),
+            port: vec![port.into()],
+        };
+        let answer = self.wait(async { self.client().await.port_forward(request).await });
+        answer.expect("port-forward").into_inner().url
     }
 
     /// Runs a command without streaming, and gives its output.

@@ -1,7 +1,11 @@
 //! Clients that take nothing, or nothing for long: the daemon's memory, the limits, the timeouts.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crisp::cri::{AttachRequest, ExecRequest, NamespaceMode};
@@ -11,7 +15,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tonic::Code;
 
 use crate::node::{Node, eventually, eventually_within};
-use crate::wire::{Spdy, WebSocket, connect, upgrade};
+use crate::port_forward::{Forwarding, listen};
+use crate::wire::{Spdy, Tunnel, WebSocket, connect, upgrade};
 
 /// What a stalled session may cost the daemon: what waits in it, and the kernel's buffers are not even counted there.
 const SESSION_KIB: u64 = 2 << 10;
@@ -85,6 +90,100 @@ fn input_for_a_command_that_never_reads_stays_with_the_client() {
         assert!(client.try_wait().unwrap().is_none(), "it waits");
         client.kill().unwrap();
         client.wait().unwrap();
+    }
+}
+
+/// An application does not wait for those who watch it: who falls behind sees no more.
+#[test]
+fn output_for_those_who_attached_and_never_read_is_neither_kept_nor_waited_for() {
+    const CLIENTS: usize = 4;
+    let node = Node::start_with(&format!("max_sessions = {}", 2 * CLIENTS));
+    let script = format!("until [ -e /go ]; do echo here; sleep 0.1; done; {GIGABYTE}; exec sleep 1000");
+    let container = node.container(&node.pod(NamespaceMode::Pod), &["sh", "-c", &script], |_| {});
+    let before = node.resident_kib();
+    let url = || {
+        let request = AttachRequest {
+            container_id: container.clone(),
+            stdout: true,
+            ..AttachRequest::default()
+        };
+        let answer = node.wait(async { node.client().await.attach(request).await });
+        answer.unwrap().into_inner().url
+    };
+    let spdy = [(); CLIENTS].map(|()| {
+        let mut client = Spdy::open(&url(), &["error", "stdout"]);
+        client.frame().expect("it is attached");
+        client
+    });
+    let websocket = [(); CLIENTS].map(|()| {
+        let mut client = node.wait(WebSocket::open(&url(), "v5.channel.k8s.io"));
+        node.wait(client.sees(1, "here"));
+        client
+    });
+    node.sync(&container, "touch /go");
+    stays_below(&node, before + 2 * CLIENTS as u64 * SESSION_KIB + SLACK_KIB);
+    eventually_within(LONG, "the application has gone on", || done(&node, &container));
+    stays_below(&node, before + 2 * CLIENTS as u64 * SESSION_KIB + SLACK_KIB);
+    drop((spdy, websocket));
+    let request = ExecRequest {
+        container_id: container.clone(),
+        cmd: vec!["true".to_owned()],
+        stdout: true,
+        ..ExecRequest::default()
+    };
+    eventually("their sessions are over", || {
+        let answer = node.wait(async { node.client().await.exec(request.clone()).await });
+        answer.is_ok()
+    });
+    assert!(node.is_running(&container));
+}
+
+/// Somebody who sends zeros until the connection takes no more of them for good.
+struct Pouring {
+    sent_bytes: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Pouring {
+    fn into(mut connection: TcpStream) -> Self {
+        let sent_bytes = Arc::new(AtomicU64::new(0));
+        let counter = sent_bytes.clone();
+        let thread = std::thread::spawn(move || {
+            while let Ok(sent) = connection.write(&[0; 65_536]) {
+                counter.fetch_add(sent as u64, Ordering::Relaxed);
+            }
+        });
+        Self { sent_bytes, thread }
+    }
+}
+
+#[test]
+fn what_comes_through_a_forwarded_port_for_nobody_stays_with_its_sender() {
+    /// More than all buffers on the way hold together.
+    const MUCH: u64 = 100 << 20;
+    let node = Node::start_with("");
+    let pod = node.pod(NamespaceMode::Pod);
+    let listener = listen(&node, &pod, NamespaceMode::Pod, "127.0.0.1:0");
+    let port = listener.local_addr().unwrap().port();
+    let before = node.resident_kib();
+    // By the pod, for clients that read nothing: of SPDY, its tunnel, and the channels of WebSocket.
+    let spdy = Spdy::forward(&node.forward_url(&pod, port), port);
+    let tunnel = Tunnel::open(&node, &node.forward_url(&pod, port));
+    let tunnel = Spdy::forward_by(tunnel, port);
+    let channels = node.wait(WebSocket::open(&node.forward_url(&pod, port), "v4.channel.k8s.io"));
+    // By clients, for a pod that reads nothing.
+    let forwardings = ["spdy", "websocket"].map(|transport| Forwarding::new(&node, transport, &pod, port));
+    let clients = forwardings.each_ref().map(Forwarding::connect);
+    let servers = [(); 5].map(|()| listener.accept().unwrap().0);
+    let senders: Vec<Pouring> = servers.into_iter().chain(clients).map(Pouring::into).collect();
+    stays_below(&node, before + 5 * SESSION_KIB + SLACK_KIB);
+    for sender in &senders {
+        assert!(sender.sent_bytes.load(Ordering::Relaxed) < MUCH, "it waits");
+    }
+    // The end of each is told to the other side.
+    drop((spdy, tunnel, channels, forwardings));
+    for sender in senders {
+        sender.thread.join().unwrap();
     }
 }
 

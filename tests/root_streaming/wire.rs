@@ -14,6 +14,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
+use crate::node::Node;
+
 /// How long anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -72,12 +74,13 @@ pub fn raw_websocket(url: &str, protocol: &str) -> TcpStream {
     connection
 }
 
-/// A SPDY client with these streams, in this order 1, 3, 5 and so on, all granted.
-pub struct Spdy {
-    pub connection: TcpStream,
+/// A SPDY client.
+pub struct Spdy<C = TcpStream> {
+    pub connection: C,
 }
 
 impl Spdy {
+    /// One with these streams, in this order 1, 3, 5 and so on, all granted.
     pub fn open(url: &str, streams: &[&str]) -> Self {
         Self::open_as(url, "v4.channel.k8s.io", streams)
     }
@@ -104,6 +107,26 @@ impl Spdy {
             );
         }
         spdy
+    }
+
+    /// One of port-forward: its data to and from `port` is stream 3.
+    pub fn forward(url: &str, port: u16) -> Self {
+        let (head, connection) = upgrade_as(url, "portforward.k8s.io");
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        Self::forward_by(connection, port)
+    }
+}
+
+impl<C: Read + Write> Spdy<C> {
+    /// As [`Spdy::forward`], over this connection.
+    pub fn forward_by(mut connection: C, port: u16) -> Self {
+        let (mut packer, port) = (Packer::default(), port.to_string());
+        for (stream, kind) in [(1, "error"), (3, "data")] {
+            let headers = Headers::from([("streamtype", kind), ("port", port.as_str()), ("requestid", "0")]);
+            let frame = frame::open(stream, &headers, false, &mut packer).unwrap();
+            connection.write_all(&frame).unwrap();
+        }
+        Self { connection }
     }
 
     pub fn send(&mut self, stream: u32, fin: bool, bytes: &[u8]) {
@@ -233,5 +256,55 @@ impl WebSocket {
                 }
             }
         }
+    }
+}
+
+/// SPDY's bytes by WebSocket, as port-forward has them.
+pub struct Tunnel<'a> {
+    node: &'a Node,
+    client: WebSocket,
+    unread: Vec<u8>,
+}
+
+impl<'a> Tunnel<'a> {
+    pub fn open(node: &'a Node, url: &str) -> Self {
+        Self {
+            node,
+            client: node.wait(WebSocket::open(url, "SPDY/3.1+portforward.k8s.io")),
+            unread: Vec::new(),
+        }
+    }
+}
+
+impl Read for Tunnel<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.unread.is_empty() {
+            let socket = &mut self.client.socket;
+            let next = self
+                .node
+                .wait(async { tokio::time::timeout(PATIENCE, socket.next()).await });
+            match next.expect("in time") {
+                Some(Ok(Message::Binary(bytes))) => self.unread.extend(bytes),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(_))) | None => return Ok(0),
+                other => panic!("{other:?}"),
+            }
+        }
+        let length = buffer.len().min(self.unread.len());
+        buffer[..length].copy_from_slice(&self.unread[..length]);
+        self.unread.drain(..length);
+        Ok(length)
+    }
+}
+
+impl Write for Tunnel<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let message = Message::binary(bytes.to_vec());
+        let sent = self.node.wait(self.client.socket.send(message));
+        sent.map(|()| bytes.len()).map_err(std::io::Error::other)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
