@@ -125,10 +125,10 @@ mod tests {
             matches!(&refused, ContainerError::Hung { path, .. } if *path == paths[1]),
             "{refused}"
         );
-        let again = hung
+        let again: Result<(), _> = hung
             .ask(&paths[1..], |_| panic!("nobody is to wait for it twice"))
             .await;
-        let refused: ContainerError = again.map(|()| ()).unwrap_err();
+        let refused = again.unwrap_err();
         assert!(
             matches!(&refused, ContainerError::StillHung { path } if *path == paths[1]),
             "{refused}"

@@ -4,7 +4,7 @@
 //! - The hierarchies of cgroup v1: put together on the stage, and bound as one.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -37,7 +37,7 @@ pub fn gather_cgroups(spec: &mut Spec, sent: &[OwnedFd], root_id: u32) -> Result
             noexec: true,
             ..Attributes::default()
         };
-        mount::set_attributes(std::os::fd::AsFd::as_fd(&tmpfs), attributes)?;
+        mount::set_attributes(tmpfs.as_fd(), attributes)?;
         stage::attach(&tmpfs, &top)
     };
     let place = begin().map_err(|source| OciError::Io {
@@ -53,7 +53,7 @@ pub fn gather_cgroups(spec: &mut Spec, sent: &[OwnedFd], root_id: u32) -> Result
         let below = mount.destination().parent() == Some(Path::new(CGROUPS));
         match (stage::index_of(&mount)?, mount.destination().file_name()) {
             (Some(index), Some(name)) if below => {
-                let attached = stage::attach(stage::sent(sent, index)?, &top.join(name));
+                let attached = stage::attach(stage::sent(sent, index)?, top.join(name));
                 let named = attached.and_then(|_| name_each(&place, &name.to_string_lossy()));
                 named.map_err(|source| OciError::Stage { index, source })?;
             }
