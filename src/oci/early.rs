@@ -105,7 +105,11 @@ pub fn attach_binds(spec: &mut Spec, root: &Path, sent: &[OwnedFd], root_id: u32
             process::set_files_id(root_id);
             let place = late::place(root, &opened, bind, destination);
             process::set_files_id(0);
-            let place = place?;
+            let place = match place {
+                // By number it is the pod's root, but what that may do to others' files it may only inside.
+                Err(_) if root_id != 0 => return Ok(false),
+                place => place?,
+            };
             // A symlink of the image's may lead to where another mount will be: from there on all is as it is written.
             if touches(&seen_inside(root, &place)?, &others) {
                 return Ok(false);

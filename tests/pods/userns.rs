@@ -4,6 +4,8 @@ mod files;
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::time::Duration;
 
 use crisp::cri::{self, NamespaceMode};
@@ -150,6 +152,35 @@ fn memory_messages_names_and_files_of_the_pod_are_usable() {
     assert_eq!(
         c.sh("stat -c '%u' /proc/1 /sys /dev /dev/pts/ptmx /proc/sys/net | sort -u"),
         "0\n65534"
+    );
+}
+
+/// Root makes places for mounts also where nobody but the owner may go, inside as on the node.
+#[test]
+fn a_volume_has_its_place_in_somebodys_private_directory() {
+    let pod = pod("private");
+    let (outer, inner) = (
+        pod.world.directory("private-outer"),
+        pod.world.directory("private-inner"),
+    );
+    let private = outer.join("private");
+    fs::create_dir_all(&private).unwrap();
+    chown(&private, Some(1000), Some(1000)).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(inner.join("file"), "").unwrap();
+    let mount = |host: &Path, inside: &str| cri::Mount {
+        host_path: host.display().to_string(),
+        container_path: inside.to_owned(),
+        uid_mappings: mapping(FIRST),
+        gid_mappings: mapping(FIRST),
+        ..Default::default()
+    };
+    let c = pod.idle("c", |config| {
+        config.mounts = vec![mount(&outer, "/data"), mount(&inner, "/data/private/place/deep")];
+    });
+    assert_eq!(
+        c.sh("ls /data/private/place/deep; stat -c %u /data/private/place"),
+        "file\n0"
     );
 }
 
