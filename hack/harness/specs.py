@@ -49,20 +49,21 @@ def read_report(path):
 
 
 class Skips:
-    """hack/critest.skips: one line each, the start of specs' names, a bar, the reason. With a handler also those of
-    hack/critest.skips.handlers."""
+    """hack/critest.skips: one line each, the start of specs' names, a bar, the reason. Those below its line `[handlers]` count with a
+    handler only."""
+
+    _PATH = paths.HACK / "critest.skips"
 
     def __init__(self, handler=None):
         self.reasons = {}
-        for path in [paths.HACK / "critest.skips", *([paths.HACK / "critest.skips.handlers"] if handler else [])]:
-            self._read(path)
-
-    def _read(self, path):
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if line.strip() and not line.startswith("#"):
+        for number, line in enumerate(self._PATH.read_text().splitlines(), 1):
+            if line == "[handlers]":
+                if not handler:
+                    break
+            elif line.strip() and not line.startswith("#"):
                 start, bar, reason = line.partition(" | ")
                 if not bar or not reason.strip():
-                    raise ValueError(f"{path}:{number}: a skip needs a reason: `start of the name | reason`")
+                    raise ValueError(f"{self._PATH}:{number}: a skip needs a reason: `start of the name | reason`")
                 self.reasons[start.strip()] = reason.strip()
 
     def reason(self, name):
