@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crisp::container::spec::SeccompSource;
 use crisp::container::spec::seccomp::SeccompCache;
+use crisp::container::spec::{SeccompSource, security};
 use libseccomp::{ScmpArch, ScmpSyscall};
 
 use super::ALL;
@@ -19,64 +19,24 @@ const ARCHITECTURES: [(&str, u32, u32); 3] = [("x86-64", X86_64, 0), ("x86", X86
 const NEWEST: u32 = 471;
 const END: u32 = 1024;
 
-/// capabilities(7), by number.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// What a container has that asks for nothing.
 const USUAL: &str = "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP \
                      SETUID SYS_CHROOT";
 
+/// capabilities(7), by number.
+fn capabilities() -> impl Iterator<Item = &'static str> {
+    (0..64).map_while(security::name)
+}
+
 fn bit(name: &str) -> u64 {
-    1 << CAPABILITIES.iter().position(|known| *known == name).unwrap()
+    1 << capabilities().position(|known| known == name).unwrap()
 }
 
 /// No capability, the usual ones, each alone, all of them.
 fn bounding_sets() -> Vec<(String, u64)> {
     let usual = USUAL.split_whitespace().map(bit).fold(0, |set, bit| set | bit);
     let mut sets = vec![("none".to_owned(), 0), ("the usual".to_owned(), usual)];
-    sets.extend(CAPABILITIES.iter().map(|name| ((*name).to_owned(), bit(name))));
+    sets.extend(capabilities().map(|name| (name.to_owned(), bit(name))));
     sets.push(("all".to_owned(), ALL));
     sets
 }
