@@ -93,14 +93,15 @@ fn new_privileges_are_forbidden_where_asked() {
     assert_eq!(field(&allowed, "1", "NoNewPrivs"), "0");
 }
 
+fn profile(kind: i32, path: &str) -> Option<SecurityProfile> {
+    Some(SecurityProfile {
+        profile_type: kind,
+        localhost_ref: path.to_owned(),
+    })
+}
+
 #[test]
 fn seccomp_filters_the_first_process_and_execs_alike() {
-    let profile = |kind: i32, path: &str| {
-        Some(SecurityProfile {
-            profile_type: kind,
-            localhost_ref: path.to_owned(),
-        })
-    };
     let pod = world().pod("seccomp");
     let path = world().directory("seccomp").join("no-mkdir.json");
     let architecture = if cfg!(target_arch = "aarch64") {
@@ -146,11 +147,18 @@ fn seccomp_filters_the_first_process_and_execs_alike() {
             "{refused}"
         );
     }
-    // What it cannot follow it names, rather than to leave it out.
+}
+
+/// Not when it starts: what is asked for and cannot be is no part of a container that is there.
+#[test]
+fn a_seccomp_profile_that_cannot_be_followed_is_refused_by_what_it_asks_for() {
+    let pod = world().pod("seccomp-flag");
+    let path = world().directory("seccomp-flag").join("profile.json");
     crate::fixture::write(
         &path,
         r#"{"defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_NEW"]}"#,
     );
+    let mut config = pod.config("bad", &["true"]);
     security(&mut config).seccomp = profile(2, path.to_str().unwrap());
     let refused = pod.try_create(config).err().expect("no such flag");
     assert!(
