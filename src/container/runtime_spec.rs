@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::spec::bundle::{Bundle, Part};
 use super::spec::{self, BindSource, Input, JoinPaths};
-use super::{Container, ContainerError, Containers, blocking, cdi, create, external};
+use super::{Container, ContainerError, Containers, cdi, create, external};
 use crate::cri;
 
 impl Containers {
@@ -20,7 +20,17 @@ impl Containers {
         namespace: impl Fn(&str) -> String + Send + 'static,
     ) -> Result<Value, ContainerError> {
         let (this, container, pod) = (self.clone(), container.clone(), pod.clone());
-        blocking(move || this.describe_again(&container, &pod, &namespace)).await
+        // Devices are looked up on the node once more.
+        let devices = container.record.config.devices.iter();
+        let paths: Vec<PathBuf> = devices.map(|device| device.host_path.clone().into()).collect();
+        let first = paths.first().cloned();
+        let described = self.hung.ask(&paths, move |asking| {
+            if let Some(first) = &first {
+                asking.at(first)?;
+            }
+            this.describe_again(&container, &pod, &namespace)
+        });
+        described.await
     }
 
     fn describe_again(
