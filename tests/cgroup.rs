@@ -3,13 +3,14 @@
 #[path = "support/cgroup_tree.rs"]
 mod cgroup_tree;
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cgroup_tree::{Tree, shell_in, wait_until};
-use crisp::sys::cgroup::{Cgroup, Resources};
+use cgroup_tree::{Tree, shell_in, shell_joining, wait_until};
+use crisp::sys::cgroup::{Cgroup, JoinFds, Resources};
 
 #[test]
 fn a_cgroup_is_made_with_its_parents_joined_killed_and_removed() {
@@ -47,6 +48,39 @@ fn a_cgroup_is_made_with_its_parents_joined_killed_and_removed() {
     container.remove().unwrap();
     assert_eq!(container.kill().unwrap(), Vec::<i32>::new());
     assert_eq!(container.pids().unwrap(), Vec::<i32>::new());
+}
+
+/// In every hierarchy in which crisp counts or kills; elsewhere in the cgroup above, where the process is found all the same.
+#[test]
+fn a_process_without_limits_has_fewer_cgroups() {
+    let tree = Tree::new("bare");
+    tree.create("pod");
+    let path = format!("{}/pod/pause", tree.top.path());
+    let bare = Cgroup::create_bare(&tree.hierarchy, &path).unwrap();
+    let JoinFds { mut tasks, directory } = bare.bare_join_fds().unwrap();
+    if let Some(directory) = directory {
+        let procs = format!("/proc/self/fd/{}/cgroup.procs", directory.as_raw_fd());
+        tasks.push(File::options().write(true).open(procs).unwrap().into());
+    }
+    let mut child = shell_joining(tasks, "exec sleep 1000");
+    wait_until("it has joined", || bare.pids().unwrap() == [child.id() as i32]);
+    let joined = std::fs::read_to_string(format!("/proc/{}/cgroup", child.id())).unwrap();
+    for line in joined.lines() {
+        let (controllers, at) = line.split_once(':').unwrap().1.split_once(':').unwrap();
+        let own = ["", "cpu", "cpuacct", "memory", "pids", "freezer"]
+            .iter()
+            .any(|own| controllers.split(',').any(|controller| controller == *own));
+        let expected = if own {
+            bare.path()
+        } else {
+            path.trim_end_matches("/pause")
+        };
+        assert_eq!(at, expected, "{line} of {joined}");
+    }
+    assert_eq!(bare.kill().unwrap(), Vec::<i32>::new());
+    child.wait().unwrap();
+    bare.remove().unwrap();
+    assert!(!bare.exists());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! CreateContainer: everything that can fail without running the program happens here.
 //!
-//! Directories, root file system and description come first: until the record is written, a crash leaves a directory
-//! that the next start sweeps. Then cgroup, mounts and process, each with its undo.
+//! Directories come first: by their name alone the next start sweeps them, and the cgroup, which is made while root file system
+//! and description are. Then the record is written; then come limits, mounts and process, each with its undo.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,8 +24,8 @@ use crate::image::{Image, Lease};
 use crate::model::{ContainerId, chain};
 use crate::monitor::client::{ContainerFds, ContainerSpec, LateMount, NamespaceKind};
 use crate::operation::OperationError;
-use crate::store::{ContainerPhase, ContainerRecord, Process, UPPER};
-use crate::sys::cgroup::{Cgroup, JoinFds};
+use crate::store::{ContainerPhase, ContainerRecord, PodRecord, Process, UPPER};
+use crate::sys::cgroup::{Cgroup, JoinFds, Resources};
 use crate::sys::pidfd;
 use crate::undo::Undo;
 
@@ -33,8 +33,18 @@ use crate::undo::Undo;
 struct Described {
     built: Built,
     rootfs: OwnedFd,
-    dir: PathBuf,
     users: Option<Users>,
+}
+
+/// How to join a container's cgroup, and where the kernel counts its OOM kills.
+struct Joined {
+    fds: JoinFds,
+    oom_events: Option<OwnedFd>,
+}
+
+/// A container's cgroup is in its pod's, and has its name.
+pub(super) fn cgroup_of(pod: &PodRecord, id: &ContainerId) -> String {
+    format!("{}/{id}", pod.cgroup_parent)
 }
 
 /// The users of a pod with a user namespace: that of pause, by which the pod's namespaces live.
@@ -139,7 +149,7 @@ impl Containers {
     }
 
     /// Makes everything that a container is, up to the process that waits for its start; `undo` can unmake it, but for
-    /// the directories. `recorded` is what is on disk of it by then.
+    /// the directories. By `recorded` it can be removed if that fails.
     async fn make(
         self: &Arc<Self>,
         id: &ContainerId,
@@ -154,19 +164,7 @@ impl Containers {
         let lease = self.image_of(&config)?;
         let image = lease.image().clone();
         let volume_images = self.volume_images(&config)?;
-        let store = self.parts.store.clone();
-        let Described {
-            built,
-            rootfs,
-            dir,
-            users,
-        } = self.describe(id, &pod, &config, &image, runtime.is_some()).await?;
-        fault::point("create: described").await?;
-        self.check_features(&pod, &built)?;
-        for capability in &built.capabilities_cut {
-            tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
-        }
-        let record = ContainerRecord {
+        let mut record = ContainerRecord {
             id: id.clone(),
             sandbox_id: sandbox_id.clone(),
             image_id: image.id.clone(),
@@ -175,26 +173,21 @@ impl Containers {
                 .map(|(reference, lease)| (reference.clone(), lease.image().id.clone()))
                 .collect(),
             created_at_ns: now_ns(),
-            cgroup: format!("{}/{id}", pod.record.cgroup_parent),
+            cgroup: cgroup_of(&pod.record, id),
             log_path,
-            stop_signal: built.stop_signal,
-            user: container_user(&built),
+            stop_signal: libc::SIGTERM,
+            user: cri::ContainerUser::default(),
             runtime,
             policy: None,
             config,
         };
         *recorded = Some(record.clone());
-        let mut written = record.clone();
-        let policy = serde_json::value::to_raw_value(&built.policy);
-        written.policy = Some(policy.map_err(|error| ContainerError::Invalid {
-            what: format!("process policy: {error}"),
-        })?);
-        blocking(move || store.write_container(&written)).await?;
-        fault::point("create: recorded").await?;
-
-        let cgroups = self.parts.cgroups.clone();
+        let dir = {
+            let (store, sandbox_id, id) = (self.parts.store.clone(), sandbox_id.clone(), id.clone());
+            blocking(move || store.make_container_dirs(&sandbox_id, &id)).await?
+        };
         undo.push("cgroup of the container", {
-            let (cgroups, path) = (cgroups.clone(), record.cgroup.clone());
+            let (cgroups, path) = (self.parts.cgroups.clone(), record.cgroup.clone());
             move || async move {
                 fault::point("create: cgroup unmade")
                     .await
@@ -207,11 +200,24 @@ impl Containers {
                 removed.await.map_err(|error| error.to_string())
             }
         });
+        let (described, joined) = tokio::join!(
+            self.describe(&dir, &pod, &record, &image),
+            self.make_cgroup(record.cgroup.clone()),
+        );
+        let (Described { built, rootfs, users }, cgroup) = (described?, joined?);
+        fault::point("create: described").await?;
+        self.check_features(&pod, &built)?;
+        for capability in &built.capabilities_cut {
+            tracing::warn!(container_id = %id, capability, "asked for, but the daemon does not have it");
+        }
+        record.stop_signal = built.stop_signal;
+        record.user = container_user(&built);
+        *recorded = Some(record.clone());
+        self.write(&record, &built).await?;
+        fault::point("create: recorded").await?;
+
         let run_dir = self.parts.store.pod_run_dir(&sandbox_id);
         let volumes: Vec<PathBuf> = built.volumes.iter().map(|volume| volume.destination.clone()).collect();
-        // On cgroup v1 the container sees its cgroup by a bind: it must be there first.
-        let (cgroup, oom_events) = self.make_cgroup(&record, built.resources.clone()).await?;
-        fault::point("create: cgroup made").await?;
         let origins = Origins {
             volumes: &volumes,
             images: &volume_images,
@@ -220,11 +226,19 @@ impl Containers {
             rootfs: &rootfs,
             users,
         };
-        let mounts = self.open_binds(&built.binds, origins).await?;
-        let log = match record.log_path.clone() {
-            None => None,
-            Some(path) => Some(blocking(move || log::open(&path)).await?),
+        let log = async {
+            match record.log_path.clone() {
+                None => Ok(None),
+                Some(path) => blocking(move || log::open(&path)).await.map(Some),
+            }
         };
+        let (limited, mounts, log) = tokio::join!(
+            self.limit(&record, built.resources.clone()),
+            self.open_binds(&built.binds, origins),
+            log,
+        );
+        let (mounts, log) = limited.and(mounts).and_then(|mounts| Ok((mounts, log?)))?;
+        fault::point("create: cgroup limited").await?;
         let target = self.target_namespace(&pod, &record.config)?;
         let mut request = ContainerSpec {
             container_id: id.to_string(),
@@ -237,9 +251,9 @@ impl Containers {
             rootfs,
             mounts,
             cgroup_procs: Vec::new(),
-            cgroup_dir: cgroup.directory,
+            cgroup_dir: cgroup.fds.directory,
             log,
-            oom_events,
+            oom_events: cgroup.oom_events,
             namespaces: target
                 .into_iter()
                 .map(|namespace| (NamespaceKind::Pid, namespace))
@@ -252,7 +266,7 @@ impl Containers {
                 })?;
                 request.policy = Some(self.monitor_policy(&built.policy)?);
                 request.late_mounts = late_mounts(&built.binds);
-                fds.cgroup_procs = cgroup.tasks;
+                fds.cgroup_procs = cgroup.fds.tasks;
                 pod.monitor.create_container(request, fds).await
             }
             Some(runtime) => {
@@ -272,8 +286,13 @@ impl Containers {
             }
         });
         if record.runtime.is_some() {
-            // The cgroup is the runtime's, too, while it creates: crun 1.8 lifts the limit of memory and swap.
-            self.limit_again(&record, built.resources.clone()).await?;
+            // The cgroup is the runtime's, too, while it creates: crun 1.8 lifts the limit of memory and swap. Device rules are the
+            // runtime's own.
+            let resources = Resources {
+                devices: Vec::new(),
+                ..built.resources.clone()
+            };
+            self.limit(&record, resources).await?;
         }
         fault::point("create: process made").await?;
         let process = Process {
@@ -330,14 +349,14 @@ impl Containers {
     /// Root file system and description: what blocks is on a thread that may.
     async fn describe(
         self: &Arc<Self>,
-        id: &ContainerId,
+        dir: &Path,
         pod: &Pod,
-        config: &cri::ContainerConfig,
+        record: &ContainerRecord,
         image: &Arc<Image>,
-        external: bool,
     ) -> Result<Described, ContainerError> {
         let this = self.clone();
-        let (id, pod, config, image) = (id.clone(), pod.clone(), config.clone(), image.clone());
+        let (dir, pod, config, image) = (dir.to_owned(), pod.clone(), record.config.clone(), image.clone());
+        let (cgroup, external) = (record.cgroup.clone(), record.runtime.is_some());
         let paths: Vec<PathBuf> = config
             .devices
             .iter()
@@ -347,8 +366,7 @@ impl Containers {
         let described = self.hung.ask(&paths, move |asking| {
             let users = users_of(&pod)?;
             let pod = pod.record;
-            asking.at(&this.parts.store.container_dir(&pod.id, &id))?;
-            let dir = this.parts.store.make_container_dirs(&pod.id, &id)?;
+            asking.at(&dir)?;
             let rootfs = this.mount_rootfs(&dir, &image, users.as_ref())?;
             let cdi::Edited { config, devices } = cdi::apply(&config, &this.parts.cdi_dirs)?;
             if let Some(first) = &first {
@@ -356,7 +374,7 @@ impl Containers {
             }
             let devices = [spec::devices::lookup(&config)?, devices].concat();
             let hostname = hostname(&pod.config);
-            let cgroup_mounts = this.cgroup_mounts(&format!("{}/{id}", pod.cgroup_parent));
+            let cgroup_mounts = this.cgroup_mounts(&cgroup);
             let input = Input {
                 sandbox: &pod.config,
                 container: &config,
@@ -369,12 +387,7 @@ impl Containers {
                 host: &this.parts.host,
             };
             let built = spec::build(&input, rootfs.as_fd())?;
-            Ok(Described {
-                built,
-                rootfs,
-                dir,
-                users,
-            })
+            Ok(Described { built, rootfs, users })
         });
         described.await
     }
@@ -408,45 +421,51 @@ impl Containers {
             .collect()
     }
 
-    /// The cgroup with its limits: how to join it, and where the kernel counts its OOM kills.
-    async fn make_cgroup(
-        &self,
-        record: &ContainerRecord,
-        resources: crate::sys::cgroup::Resources,
-    ) -> Result<(JoinFds, Option<OwnedFd>), ContainerError> {
-        let (cgroups, path, id) = (self.parts.cgroups.clone(), record.cgroup.clone(), record.id.clone());
+    /// Makes the cgroup, without limits.
+    async fn make_cgroup(&self, path: String) -> Result<Joined, ContainerError> {
+        let cgroups = self.parts.cgroups.clone();
         blocking(move || {
             let failed = |op| {
                 let path = path.clone();
                 move |source| ContainerError::Cgroup { op, path, source }
             };
             let cgroup = Cgroup::create(&cgroups, &path).map_err(failed("create"))?;
-            for warning in cgroup.apply(&resources).map_err(failed("set limits"))? {
-                tracing::warn!(container_id = %id, %warning, "limit not enforced");
-            }
-            Ok((cgroup.join_fds().map_err(failed("open"))?, cgroup.oom_events_fd().ok()))
+            fault::blocking_point("create: cgroup made")?;
+            Ok(Joined {
+                fds: cgroup.join_fds().map_err(failed("open"))?,
+                oom_events: cgroup.oom_events_fd().ok(),
+            })
         })
         .await
     }
 
-    /// Sets the limits of a cgroup that somebody else may have changed; device rules are the runtime's.
-    async fn limit_again(
-        &self,
-        record: &ContainerRecord,
-        resources: crate::sys::cgroup::Resources,
-    ) -> Result<(), ContainerError> {
+    /// Sets the limits of the cgroup.
+    async fn limit(&self, record: &ContainerRecord, resources: Resources) -> Result<(), ContainerError> {
         let (cgroups, path) = (self.parts.cgroups.clone(), record.cgroup.clone());
-        let resources = crate::sys::cgroup::Resources {
-            devices: Vec::new(),
-            ..resources
-        };
         let at = path.clone();
         let applied = blocking(move || Cgroup::open(&cgroups, &at)?.apply(&resources)).await;
-        applied.map(drop).map_err(|source| ContainerError::Cgroup {
+        let warnings = applied.map_err(|source| ContainerError::Cgroup {
             op: "set limits",
             path,
             source,
-        })
+        })?;
+        for warning in warnings {
+            tracing::warn!(container_id = %record.id, %warning, "limit not enforced");
+        }
+        Ok(())
+    }
+
+    /// Writes the record, with what exec has to know of `built`.
+    async fn write(&self, record: &ContainerRecord, built: &Built) -> Result<(), ContainerError> {
+        let policy = serde_json::value::to_raw_value(&built.policy).map_err(|error| ContainerError::Invalid {
+            what: format!("process policy: {error}"),
+        })?;
+        let written = ContainerRecord {
+            policy: Some(policy),
+            ..record.clone()
+        };
+        let store = self.parts.store.clone();
+        Ok(blocking(move || store.write_container(&written)).await?)
     }
 
     /// The pid namespace of the container that this one is to look into (`pid: TARGET`).

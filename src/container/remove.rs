@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::create::cgroup_of;
 use super::{Container, ContainerError, Containers, blocking, name_of};
 use crate::events::Kind;
 use crate::fault;
-use crate::model::chain;
-use crate::store::ContainerPhase;
+use crate::model::{ContainerId, chain};
+use crate::store::{ContainerPhase, PodRecord};
 use crate::sys::cgroup::Cgroup;
 
 impl Containers {
@@ -50,6 +51,14 @@ impl Containers {
         fault::point("container remove: directories removed").await?;
         self.release(container);
         Ok(())
+    }
+
+    /// Removes what an earlier daemon had begun of a container, and did not live to record.
+    pub async fn sweep(&self, pod: &PodRecord, id: &ContainerId) -> Result<(), ContainerError> {
+        self.remove_cgroup(&cgroup_of(pod, id)).await?;
+        let store = self.parts.store.clone();
+        let (sandbox_id, id) = (pod.id.clone(), id.clone());
+        Ok(blocking(move || store.remove_container(&sandbox_id, &id)).await?)
     }
 
     /// Removes the cgroup at `path`, after whatever is left in it.

@@ -146,9 +146,9 @@ impl Sandboxes {
                 room.and_then(|room| room.add(pid))
                     .map_err(failed("put the monitor beside"))?;
             }
-            let cgroup = Cgroup::create(&cgroups, &path).map_err(failed("create"))?;
+            let cgroup = Cgroup::create_bare(&cgroups, &path).map_err(failed("create"))?;
             fault::blocking_point("run: cgroup made")?;
-            cgroup.join_fds().map_err(failed("open"))
+            cgroup.bare_join_fds().map_err(failed("open"))
         })
         .await
     }

@@ -32,6 +32,7 @@ impl Sandboxes {
             record,
             mut status,
             containers,
+            abandoned,
         } = pod;
         let id = record.id.clone();
         let same_boot = record.boot_id == self.parts.boot_id;
@@ -71,6 +72,12 @@ impl Sandboxes {
             .write()
             .expect("no panic holds it")
             .insert(id.clone(), sandbox.clone());
+        for container in abandoned {
+            let swept = self.parts.containers.sweep(&sandbox.record, &container).await;
+            if let Err(error) = swept {
+                tracing::warn!(container_id = %container, error = %chain(&error), "what was begun of a container remains");
+            }
+        }
         let snapshot = connected.as_ref().map(|(_, snapshot, _)| snapshot.clone());
         for container in containers {
             self.parts

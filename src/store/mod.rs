@@ -42,6 +42,8 @@ pub struct StoredPod {
     pub record: PodRecord,
     pub status: PodStatus,
     pub containers: Vec<StoredContainer>,
+    /// Containers whose making was cut short before they were recorded: directories, and at most an empty cgroup.
+    pub abandoned: Vec<ContainerId>,
 }
 
 /// A container as found on disk.
@@ -125,7 +127,7 @@ impl Store {
     }
 
     /// Makes a container's directories, and returns the one that holds them all. As long as no record is in it, it is
-    /// an attempt that the next start sweeps away.
+    /// an attempt: whoever loads it next is to remove it, and the cgroup of that name in the pod's.
     pub fn make_container_dirs(&self, pod: &SandboxId, id: &ContainerId) -> Result<PathBuf, StoreError> {
         let dir = self.container_dir(pod, id);
         make_private(&dir)?;
@@ -204,19 +206,19 @@ impl Store {
         let dir = self.pod_dir(id);
         let (record, status) =
             read(&dir)?.ok_or_else(|| failed("find", &dir.join(RECORD))(io::ErrorKind::NotFound.into()))?;
-        let mut containers = Vec::new();
+        let (mut containers, mut abandoned) = (Vec::new(), Vec::new());
         for container in ids(&dir)? {
             let dir = dir.join(&container);
-            // A directory without a record is a creation that was cut short before anything else was made.
             match read(&dir)? {
                 Some((record, status)) => containers.push(StoredContainer { record, status }),
-                None => remove_tree(&dir)?,
+                None => abandoned.push(ContainerId::new(container)),
             }
         }
         Ok(StoredPod {
             record,
             status,
             containers,
+            abandoned,
         })
     }
 }

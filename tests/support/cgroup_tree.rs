@@ -1,6 +1,6 @@
 //! Cgroups of a test's own, and processes in them.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -41,7 +41,11 @@ impl Drop for Tree {
 
 /// A shell that joins `cgroup` by itself, through the files it is handed, before it runs `script`.
 pub fn shell_in(cgroup: &Cgroup, script: &str) -> Child {
-    let fds = cgroup.procs_fds().unwrap();
+    shell_joining(cgroup.procs_fds().unwrap(), script)
+}
+
+/// A shell that writes itself to each of `fds` before it runs `script`.
+pub fn shell_joining(fds: Vec<OwnedFd>, script: &str) -> Child {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", script]).stdin(Stdio::null()).stderr(Stdio::null());
     // SAFETY: between fork and exec only write(2) is called; the fds live until after spawn.

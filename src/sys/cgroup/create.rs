@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::hierarchy::{CONTROLLERS, Place};
-use super::{Cgroup, Hierarchy, file};
+use super::hierarchy::CONTROLLERS;
+use super::{Cgroup, Hierarchy, Joining, file};
 
 /// How often in all a directory is made again whose parent somebody removed in between (the last container of a pod's
 /// neighbour going away takes empty parents with it).
@@ -19,15 +19,27 @@ impl Cgroup {
     /// [`Cgroup::apply`] says so when a limit needs it); the cgroup's own `cgroup.subtree_control` stays empty, so
     /// that it may hold processes. On failure what was made is removed.
     pub fn create(hierarchy: &Arc<Hierarchy>, path: &str) -> io::Result<Self> {
+        Self::create_for(hierarchy, path, Joining::All)
+    }
+
+    /// As [`Cgroup::create`] for a process without limits of its own: where the process is neither counted nor looked for, the
+    /// cgroup above has to do. Each directory of v1 that is not made saves 0.1 ms.
+    pub fn create_bare(hierarchy: &Arc<Hierarchy>, path: &str) -> io::Result<Self> {
+        Self::create_for(hierarchy, path, Joining::Bare)
+    }
+
+    fn create_for(hierarchy: &Arc<Hierarchy>, path: &str, joining: Joining) -> io::Result<Self> {
         let cgroup = Self::open(hierarchy, path)?;
         let mut made = Made::default();
-        for root in hierarchy.roots() {
+        if let Some(root) = hierarchy.cgroup2() {
             make(root, &cgroup.dir_below(root), &mut made, &mut { ATTEMPTS })?;
         }
-        if let Some(Place::V1(root)) = hierarchy.place("cpuset") {
-            let dir = cgroup.dir_below(root);
-            seed(root, &dir, "cpuset.cpus")?;
-            seed(root, &dir, "cpuset.mems")?;
+        for (root, dir) in cgroup.v1_dirs(joining) {
+            make(root, &dir, &mut made, &mut { ATTEMPTS })?;
+            if hierarchy.is_place(root, "cpuset") {
+                seed(root, &dir, "cpuset.cpus")?;
+                seed(root, &dir, "cpuset.mems")?;
+            }
         }
         if hierarchy.is_v2() {
             let wanted = CONTROLLERS

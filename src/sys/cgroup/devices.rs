@@ -62,9 +62,10 @@ impl Cgroup {
 }
 
 fn write_rules(dir: &Path, rules: &[DeviceRule]) -> io::Result<()> {
-    for rule in rules {
-        let name = if rule.allow { "devices.allow" } else { "devices.deny" };
-        file::write(&dir.join(name), &rule.line()?)?;
+    for same in rules.chunk_by(|rule, next| rule.allow == next.allow) {
+        let name = if same[0].allow { "devices.allow" } else { "devices.deny" };
+        let lines = same.iter().map(DeviceRule::line).collect::<io::Result<Vec<_>>>()?;
+        file::write_each(&dir.join(name), &lines)?;
     }
     Ok(())
 }

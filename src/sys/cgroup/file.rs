@@ -21,6 +21,15 @@ pub(super) fn write(path: &Path, value: &str) -> io::Result<()> {
     write_raw(path, value).map_err(|e| name_write(path, value, e))
 }
 
+/// As [`write`] of one value after the other.
+pub(super) fn write_each(path: &Path, values: &[String]) -> io::Result<()> {
+    let open = OpenOptions::new().write(true).open(path);
+    let mut file = open.map_err(|e| name_write(path, &values.join(", "), e))?;
+    values
+        .iter()
+        .try_for_each(|value| file.write_all(value.as_bytes()).map_err(|e| name_write(path, value, e)))
+}
+
 /// As [`write`], with the kernel's bare error for callers that look at its number.
 pub(super) fn write_raw(path: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())

@@ -102,6 +102,11 @@ impl Hierarchy {
         self.cgroup2().filter(|_| offered).map(Place::V2)
     }
 
+    /// Whether `root` is where this controller's files are.
+    pub(super) fn is_place(&self, root: &Path, controller: &str) -> bool {
+        matches!(self.place(controller), Some(Place::V1(at) | Place::V2(at)) if at == root)
+    }
+
     pub(super) fn device_programs(&self) -> &Programs {
         &self.device_programs
     }

@@ -48,6 +48,17 @@ pub use stats::{
 /// The longest a cgroup path may be, in bytes. The kernel's own bound is that of a path, a page.
 const PATH_BYTES: usize = 2048;
 
+/// Which hierarchies of v1 a process has a cgroup of its own in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Joining {
+    All,
+    /// Those that count what it uses, and those by which it is found and killed. In the others it is in the cgroup above.
+    Bare,
+}
+
+/// The controllers of v1 that even a process without limits has a cgroup of.
+const BARE: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "freezer"];
+
 /// One cgroup: an absolute path in all hierarchies. The value names it; it does not keep it alive.
 #[derive(Clone)]
 pub struct Cgroup {
@@ -93,6 +104,19 @@ impl Cgroup {
     /// The directory in every hierarchy, each once.
     fn dirs(&self) -> impl Iterator<Item = PathBuf> + '_ {
         self.hierarchy.roots().map(|root| self.dir_below(root))
+    }
+
+    /// The directory that a process is in, in every hierarchy of v1, and that hierarchy's root.
+    fn v1_dirs(&self, joining: Joining) -> impl Iterator<Item = (&Path, PathBuf)> {
+        self.hierarchy.v1_roots().map(move |root| {
+            let own =
+                joining == Joining::All || BARE.iter().any(|controller| self.hierarchy.is_place(root, controller));
+            let dir = self.dir_below(root);
+            match dir.parent().filter(|_| !own) {
+                Some(above) => (root, above.to_owned()),
+                None => (root, dir),
+            }
+        })
     }
 
     /// The directory in the cgroup2 hierarchy, where one is mounted.

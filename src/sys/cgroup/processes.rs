@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::hierarchy::Place;
-use super::{Cgroup, file, parse};
+use super::{Cgroup, Joining, file, parse};
 
 /// What a forked, single-threaded child needs to join a cgroup without waiting for the kernel's grace periods.
 #[derive(Debug)]
@@ -28,23 +28,31 @@ impl Cgroup {
         if let Some(dir) = self.cgroup2_dir() {
             fds.push(open_for_writing(&dir.join("cgroup.procs"))?);
         }
-        fds.append(&mut self.tasks_fds()?);
+        fds.append(&mut self.tasks_fds(Joining::All)?);
         Ok(fds)
     }
 
     /// The quick way in: v1 `tasks` files and the cgroup2 directory.
     pub fn join_fds(&self) -> io::Result<JoinFds> {
+        self.join_fds_for(Joining::All)
+    }
+
+    /// As [`Cgroup::join_fds`], of what [`Cgroup::create_bare`] made.
+    pub fn bare_join_fds(&self) -> io::Result<JoinFds> {
+        self.join_fds_for(Joining::Bare)
+    }
+
+    fn join_fds_for(&self, joining: Joining) -> io::Result<JoinFds> {
         let directory = self.cgroup2_dir().map(|dir| open_directory(&dir)).transpose()?;
         Ok(JoinFds {
-            tasks: self.tasks_fds()?,
+            tasks: self.tasks_fds(joining)?,
             directory,
         })
     }
 
-    fn tasks_fds(&self) -> io::Result<Vec<OwnedFd>> {
-        self.hierarchy
-            .v1_roots()
-            .map(|root| open_for_writing(&self.dir_below(root).join("tasks")))
+    fn tasks_fds(&self, joining: Joining) -> io::Result<Vec<OwnedFd>> {
+        self.v1_dirs(joining)
+            .map(|(_, dir)| open_for_writing(&dir.join("tasks")))
             .collect()
     }
 
