@@ -42,8 +42,10 @@ class Runtime:
     def argv(self):
         raise NotImplementedError
 
-    def start(self, wait=True):
-        self.daemon = Daemon([*self.netns.prefix, *self.argv()], self.log, setup=self.group.enter, cwd=self.directory)
+    def start(self, wait=True, stamp=None):
+        """`stamp`: a file that gets the time at which the daemon was executed, in seconds since 1970."""
+        stamped = ["bash", "-c", 'echo "$EPOCHREALTIME" >"$0" && exec "$@"', stamp] if stamp else []
+        self.daemon = Daemon([*self.netns.prefix, *stamped, *self.argv()], self.log, setup=self.group.enter, cwd=self.directory)
         if wait:
             self.daemon.wait_until(self._serves)
 

@@ -95,7 +95,10 @@ impl Drop for KeepImages {
 async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let host = |what| move |source| DaemonError::Host { what, source };
     let store = Store::open(&config.root, &config.run)?;
-    let launcher = Launcher::load(&lib_dir(config)?).map_err(DaemonError::Launcher)?;
+    // Both take milliseconds that nothing else here waits for.
+    let (lib_dir, root) = (lib_dir(config)?, config.root.clone());
+    let launcher = tokio::task::spawn_blocking(move || Launcher::load(&lib_dir));
+    let layers = tokio::task::spawn_blocking(move || Layers::open(&root));
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(host("read the boot id"))?;
     let boot_id = boot_id.trim().to_owned();
     let mut image_config = ImageConfig::new(config.root.join("images"));
@@ -117,7 +120,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     if facts.selinux {
         tracing::warn!("SELinux is on, and containers get no labels: they run in the daemon's own domain");
     }
-    let layers = Layers::open(&config.root).map_err(host("make a mount namespace"))?;
+    let layers = finished(layers).await.map_err(host("make a mount namespace"))?;
     if let Some(why) = layers.no_user_namespaces() {
         tracing::warn!(why, "pods cannot have user namespaces on this node");
     }
@@ -135,6 +138,7 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     let containers = Arc::new(Containers::new(parts, layers));
     let netns_dir = config.run.join("netns");
     std::fs::create_dir_all(&netns_dir).map_err(DaemonError::path("make", &netns_dir))?;
+    let launcher = finished(launcher).await.map_err(DaemonError::Launcher)?;
     let sandboxes = Sandboxes::new(sandbox::Parts {
         store,
         launcher,
@@ -169,6 +173,12 @@ async fn open(config: &Config) -> Result<Rooms, DaemonError> {
     };
     portray_events(&rooms);
     Ok(rooms)
+}
+
+/// What `work` came to. A panic in it goes on here.
+async fn finished<T>(work: tokio::task::JoinHandle<T>) -> T {
+    work.await
+        .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 /// The driver as configured, if this machine can have it.
