@@ -27,27 +27,21 @@ fn members(pid: i64, hierarchy: &Path, path: &str) -> bool {
         .any(|line| line == pid.to_string())
 }
 
-/// Where pause has no cgroup of its own, as nothing of it is limited or counted: hierarchies of v1.
-fn is_plain_for_pause(hierarchy: &Path) -> bool {
+/// Whether a hierarchy counts what is used, or finds who is to be killed: there pause has a cgroup of its own. In the others of v1
+/// the pod's will do.
+fn counts(hierarchy: &Path) -> bool {
     let name = hierarchy.file_name().unwrap_or_default().to_string_lossy();
-    let counting = ["unified", "memory", "pids", "freezer"];
-    let is_v1 = hierarchy != Path::new("/sys/fs/cgroup");
-    is_v1
-        && !counting.contains(&&*name)
-        && !name
-            .split(',')
-            .any(|controller| ["cpu", "cpuacct"].contains(&controller))
+    let counting = ["cgroup", "unified", "memory", "pids", "freezer", "cpu", "cpuacct"];
+    name.split(',').any(|controller| counting.contains(&controller))
 }
 
 fn check(pod: &Pod, container: &Container, parent: &str) {
     let (pause, pid) = (pod.pid(), container.pid());
     for hierarchy in hierarchies() {
         let at = hierarchy.display();
-        let pauses = match is_plain_for_pause(&hierarchy) {
-            true => parent.to_owned(),
-            false => format!("{parent}/{}", pod.id),
-        };
-        assert!(members(pause, &hierarchy, &pauses), "pause is not in {at}{parent}");
+        let own = members(pause, &hierarchy, &format!("{parent}/{}", pod.id));
+        let pods = !counts(&hierarchy) && members(pause, &hierarchy, parent);
+        assert!(own || pods, "pause is not in {at}{parent}");
         assert!(
             members(pid, &hierarchy, &format!("{parent}/{}", container.id)),
             "the container is not in {at}{parent}"
