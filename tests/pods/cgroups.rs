@@ -65,13 +65,43 @@ fn left(part: &str) -> Vec<PathBuf> {
     found
 }
 
+/// A pod's cgroup as a kubelet makes it: it is there before the pod, and stays. It goes with this, also when a test fails.
+struct Given(String);
+
+impl Given {
+    fn new(path: String) -> Self {
+        let given = Self(path);
+        for dir in given.dirs() {
+            fs::create_dir_all(dir).unwrap();
+        }
+        given
+    }
+
+    fn dirs(&self) -> impl Iterator<Item = PathBuf> {
+        hierarchies().into_iter().map(|root| root.join(&self.0[1..]))
+    }
+}
+
+impl Drop for Given {
+    fn drop(&mut self) {
+        for (mut dir, root) in self.dirs().zip(hierarchies()) {
+            while dir != root {
+                let removed = fs::remove_dir(&dir);
+                assert!(
+                    removed.is_ok() || std::thread::panicking(),
+                    "{}: {removed:?}",
+                    dir.display()
+                );
+                dir.pop();
+            }
+        }
+    }
+}
+
 #[test]
 fn below_the_parent_that_is_given() {
-    // As a kubelet does: the pod's cgroup is there before the pod, and stays.
-    let parent = format!("/crisp-test-{}/burstable/pod-given", std::process::id());
-    for root in hierarchies() {
-        fs::create_dir_all(root.join(&parent[1..])).unwrap();
-    }
+    let given = Given::new(format!("/crisp-test-{}/burstable/pod-given", std::process::id()));
+    let parent = given.0.clone();
     let pod = world().pod_with("cgroup-given", |config| {
         sandbox_linux(config).cgroup_parent = parent.clone()
     });
@@ -92,13 +122,8 @@ fn below_the_parent_that_is_given() {
     assert_eq!(left(&container_id), Vec::<PathBuf>::new());
     drop(pod);
     assert_eq!(left(&pod_id), Vec::<PathBuf>::new());
-    for root in hierarchies() {
-        let mut path = root.join(&parent[1..]);
-        assert!(path.is_dir(), "the kubelet's own {} is gone", path.display());
-        while path != root {
-            fs::remove_dir(&path).unwrap();
-            path.pop();
-        }
+    for dir in given.dirs() {
+        assert!(dir.is_dir(), "the kubelet's own {} is gone", dir.display());
     }
 }
 
