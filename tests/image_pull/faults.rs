@@ -161,6 +161,7 @@ async fn a_busy_registry_is_asked_again_when_it_says() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pause_that_is_too_long_fails_the_pull_at_once() {
+    // Under test is that the registry's own word (RFC 9110, Retry-After) is not waited for without end.
     let server = Server::start(|_| {
         let body = r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"limit\u0007 reached"}]}"#;
         Reply::new(429, body).with("retry-after", "3600")
