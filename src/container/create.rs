@@ -232,6 +232,7 @@ impl Containers {
                 Some(path) => blocking(move || log::open(&path)).await.map(Some),
             }
         };
+        // On cgroup v1 the container sees its cgroup by a bind: it is there by now.
         let (limited, mounts, log) = tokio::join!(
             self.limit(&record, built.resources.clone()),
             self.open_binds(&built.binds, origins),
