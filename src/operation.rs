@@ -77,9 +77,13 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
         result.ok_or(OperationError::Lost)
     }
 
-    /// Forgets a result that nobody received; called when what was made goes away.
+    /// Forgets a result that nobody received; called when what was made goes away. An operation under way is another's: a
+    /// request for the same key that waits for that.
     pub fn forget(&self, key: &str) {
-        self.slots.lock().expect("no panic holds it").remove(key);
+        let mut slots = self.slots.lock().expect("no panic holds it");
+        if slots.get(key).is_some_and(|slot| slot.outcome.borrow().is_some()) {
+            slots.remove(key);
+        }
     }
 }
 
@@ -122,5 +126,26 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(operations.run("name", vec![], || async { 2 }).await, Ok(1));
         assert_eq!(operations.run("name", vec![], || async { 3 }).await, Ok(3));
+    }
+
+    /// Story: what an earlier daemon left is being removed; the request that makes it anew waits for that, and a second
+    /// one like it must find the first.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_forgotten_is_a_result_and_not_an_operation_under_way() {
+        let operations = Operations::default();
+        let slow = || async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            1
+        };
+        let ask = async |seconds| tokio::time::timeout(Duration::from_secs(seconds), operations.run("name", vec![], slow)).await;
+        ask(1).await.unwrap_err();
+        operations.forget("name");
+        let (began, first) = (tokio::time::Instant::now(), ask(10).await);
+        assert_eq!(first, Ok(Ok(1)));
+        assert_eq!(began.elapsed(), Duration::from_secs(4), "it was begun a second time");
+        ask(1).await.unwrap_err();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        operations.forget("name");
+        ask(1).await.expect_err("the result of what is gone");
     }
 }

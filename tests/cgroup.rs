@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use cgroup_tree::{Tree, shell_in, shell_joining, wait_until};
@@ -229,6 +230,29 @@ fn kill_reaches_processes_that_cgroup2_does_not_list_and_frozen_ones() {
     assert_eq!(container.kill().unwrap(), Vec::<i32>::new());
     println!("frozen killed: {:?}", started.elapsed());
     frozen.wait().unwrap();
+}
+
+/// Story: the daemon comes back, and finishes a removal on its own, while a request asks for the same.
+#[test]
+fn two_who_remove_the_same_cgroup_do_not_disturb_each_other() {
+    let tree = Tree::new("twice");
+    for _ in 0..100 {
+        let container = tree.create("container");
+        let mut child = shell_in(&container, "sleep 1000 & exec sleep 1000");
+        wait_until("it has joined", || !container.pids().unwrap().is_empty());
+        let both = Barrier::new(2);
+        std::thread::scope(|scope| {
+            let remove = || {
+                both.wait();
+                assert_eq!(container.kill().unwrap(), Vec::<i32>::new());
+                container.remove().unwrap();
+            };
+            scope.spawn(remove);
+            scope.spawn(remove);
+        });
+        assert!(!container.exists());
+        child.wait().unwrap();
+    }
 }
 
 /// Story: the last container of one pod goes, and takes the empty parent with it, while another is being made below

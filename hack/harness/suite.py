@@ -1,6 +1,7 @@
 """hack/test: everything that must hold, stage by stage, one line each. Needs root; fails when any stage fails."""
 
 import argparse
+import itertools
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ from harness.crisp import HANDLERS
 from harness.undo import Interrupted
 
 LOGS = paths.CACHE / "logs"
+# Of what a panic says: an assertion of two values has three lines.
+PANIC_LINES = 4
 # Each program has features of its own: what compiles together must also compile alone.
 FEATURE_SETS = (
     ["--all-features", "--all-targets"],
@@ -184,10 +187,14 @@ def run_stage(name):
 
 
 def _telling(text):
-    """The lines about what failed where there are such, else all; each once."""
-    lines = list(dict.fromkeys(text.splitlines()))
-    told = [line for line in lines if re.search(r"FAILED|panicked|^error|^\s+--> |NOT RUN|^\s+\S+\.go:\d+", line)]
-    return told or lines
+    """The lines about what failed where there are such, and what a panic says; else all; each once."""
+    lines = text.splitlines()
+    told = []
+    for number, line in enumerate(lines):
+        if re.search(r"FAILED|panicked|^error|^\s+--> |NOT RUN|^\s+\S+\.go:\d+", line):
+            said = lines[number + 1:number + 1 + PANIC_LINES] if "panicked at" in line else []
+            told += [line, *itertools.takewhile(lambda line: line and line != "stack backtrace:", said)]
+    return list(dict.fromkeys(told or lines))
 
 
 def _on_endpoint(args):

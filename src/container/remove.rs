@@ -84,19 +84,15 @@ impl Containers {
         let record = &container.record;
         // Whoever saw it end may not have come to tell: what has gone has ended before.
         self.tell_end(container);
-        if self
-            .index
-            .write()
-            .expect("no panic holds it")
-            .remove(&record.id)
-            .is_none()
-        {
+        let name = name_of(&record.sandbox_id, &record.metadata());
+        // Name and holder go at once: a request that finds the name held finds who holds it.
+        let mut names = self.names.lock().expect("no panic holds it");
+        let found = self.index.write().expect("no panic holds it").remove(&record.id);
+        if found.is_none() {
             return;
         }
-        let name = name_of(&record.sandbox_id, &record.metadata());
         self.creating.forget(&name);
         self.starting.forget(record.id.as_str());
-        let mut names = self.names.lock().expect("no panic holds it");
         if names.get(&name) == Some(&record.id) {
             names.remove(&name);
         }

@@ -56,12 +56,13 @@ impl Sandboxes {
         let id = &sandbox.record.id;
         // While it can still be seen: an event has its pod's status.
         self.tell(Kind::Deleted, id);
-        self.index.write().expect("no panic holds it").remove(id);
         let name = name_of(&sandbox.record.metadata());
-        self.running.forget(&name);
+        // Name and holder go at once: a request that finds the name held finds who holds it.
         let mut names = self.names.lock().expect("no panic holds it");
+        self.running.forget(&name);
         if names.get(&name) == Some(id) {
             names.remove(&name);
         }
+        self.index.write().expect("no panic holds it").remove(id);
     }
 }

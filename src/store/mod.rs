@@ -267,8 +267,17 @@ fn ignore_absent(done: io::Result<()>) -> io::Result<()> {
     }
 }
 
+/// How often a directory may turn out to have been added to while it was emptied.
+const REMOVALS: usize = 100;
+
+/// Removes `dir` with all in it. A monitor whose daemon died while it was being born may be about to put its socket there: it is
+/// removed as well, and in a directory that is gone nothing can be made.
 fn remove_tree(dir: &Path) -> Result<(), StoreError> {
-    ignore_absent(std::fs::remove_dir_all(dir)).map_err(failed("remove", dir))
+    let mut removals = std::iter::repeat_with(|| std::fs::remove_dir_all(dir)).take(REMOVALS);
+    let is_final = |removed: &io::Result<()>| !matches!(removed, Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty);
+    let removed = removals.find(is_final);
+    let removed = removed.unwrap_or_else(|| Err(io::ErrorKind::DirectoryNotEmpty.into()));
+    ignore_absent(removed).map_err(failed("remove", dir))
 }
 
 fn begin<R: Serialize>(dir: &Path, record: &R) -> Result<(), StoreError> {
@@ -303,5 +312,25 @@ mod tests {
         let is_spread = rustix::fs::ioctl_getflags(&pods).is_ok_and(|flags| flags.contains(IFlags::TOPDIR));
         let is_ext4 = rustix::fs::fstatfs(&pods).unwrap().f_type as u64 == EXT4;
         assert!(is_spread || !is_ext4);
+    }
+
+    /// Story: the daemon died while it started a monitor; the next one removes the pod while the monitor makes its socket.
+    #[test]
+    fn what_is_added_to_while_it_is_removed_is_removed() {
+        for _ in 0..200 {
+            let dir = tempfile::tempdir().unwrap();
+            let pod = dir.path().join("pod");
+            std::fs::create_dir(&pod).unwrap();
+            let both = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    both.wait();
+                    (0..20).all(|number| std::fs::write(pod.join(number.to_string()), "").is_ok())
+                });
+                both.wait();
+                remove_tree(&pod).unwrap();
+            });
+            assert!(!pod.exists());
+        }
     }
 }

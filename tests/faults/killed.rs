@@ -119,6 +119,7 @@ struct Persistent<'a> {
     /// Its pods have a user namespace.
     users: bool,
     kills: bool,
+    point: &'static str,
     struck: usize,
 }
 
@@ -136,7 +137,10 @@ impl Persistent<'_> {
             assert!(refusal.message().contains("injected fault"), "{what}: {refusal:?}");
         }
         let again = request(self.machine.client()).await;
-        again.unwrap_or_else(|status| panic!("{what}, asked again: {:?}: {}", status.code(), status.message()))
+        again.unwrap_or_else(|status| {
+            let (point, code) = (self.point, status.code());
+            panic!("{point}: {what}, asked again: {code:?}: {}", status.message())
+        })
     }
 
     /// A whole life of a pod with two containers.
@@ -251,6 +255,7 @@ async fn every_point(machine: &mut Machine, kills: bool, users: bool, points: im
             machine,
             kills,
             users,
+            point,
             struck: 0,
         };
         life.live(&format!("pod-{number}")).await;

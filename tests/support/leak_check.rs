@@ -75,8 +75,8 @@ impl Snapshot {
                 // Whoever closes a file leaves nothing.
                 (None, _) if thing.starts_with("open file") => {}
                 (Some(_), 0) => lines.push(format!("+ {thing}")),
-                (Some(more), _) => lines.push(format!("+ {thing} ({more} more)")),
-                (None, _) => lines.push(format!("- {thing} ({} fewer)", before - after)),
+                (Some(_), _) => lines.push(format!("+ {thing} ({before} before, {after} now)")),
+                (None, _) => lines.push(format!("- {thing} ({before} before, {after} now)")),
             }
         }
         lines

@@ -109,7 +109,8 @@ impl Cgroup {
 pub(super) fn signal_all(dir: &Path) -> io::Result<()> {
     let path = dir.join("cgroup.kill");
     match file::write_raw(&path, "1") {
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) || !dir.is_dir() => Ok(()),
+        // Of a cgroup that another removes the files go one by one, this one after the first; then the directory.
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) || !dir.join("cgroup.procs").exists() => Ok(()),
         Err(e) => Err(file::name_write(&path, "1", e)),
         Ok(()) => Ok(()),
     }
@@ -121,7 +122,7 @@ pub(super) fn wait_empty(dir: &Path, deadline: Instant) -> io::Result<bool> {
     let path = dir.join("cgroup.events");
     let events = match std::fs::File::open(&path) {
         Ok(events) => events,
-        Err(_) if !dir.is_dir() => return Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
         Err(e) => return Err(file::failed("open", &path, e)),
     };
     loop {
