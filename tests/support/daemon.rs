@@ -248,7 +248,7 @@ impl Machine {
         loop {
             let snapshot = Snapshot::take(&scope);
             std::thread::sleep(Duration::from_millis(50));
-            if !self.is_pod_leaving() && snapshot.diff(&Snapshot::take(&scope)).is_empty() {
+            if !self.is_network_leaving() && snapshot.diff(&Snapshot::take(&scope)).is_empty() {
                 break;
             }
             assert!(Instant::now() < deadline, "it does not come to rest");
@@ -260,10 +260,16 @@ impl Machine {
         }
     }
 
-    /// Whether the kernel is still removing the link of a pod that is gone: its address rests until then.
-    fn is_pod_leaving(&self) -> bool {
+    /// Whether the kernel is still removing the link of a pod that is gone, whose address rests until then, or the pod network
+    /// itself, which goes with the last address.
+    fn is_network_leaving(&self) -> bool {
         let names = |dir| fs::read_dir(self.state_dir().join(dir)).into_iter().flatten().flatten();
-        names("run/network/ips").any(|lease| {
+        let mut leases = names("run/network/ips").peekable();
+        if leases.peek().is_none() {
+            let links = fs::read_to_string("/proc/thread-self/net/dev").expect("the kernel's own");
+            return links.lines().any(|link| link.trim_start().starts_with("crisp-"));
+        }
+        leases.any(|lease| {
             let lease = fs::read_to_string(lease.path()).unwrap_or_default();
             !names("lib/pods").any(|pod| lease.contains(&*pod.file_name().to_string_lossy()))
         })
