@@ -148,7 +148,13 @@ fn every_metric_is_described_and_told_with_its_labels() {
         limits.memory_limit_in_bytes = 256 << 20;
     });
     c.sh("dd if=/dev/urandom of=/tmp/f bs=1M count=2 2>/dev/null");
-    let told = of_pod(&pod);
+    // Writable layers are measured in the background where a request would take long otherwise.
+    let told = eventually("the writable layer is measured", || {
+        let told = of_pod(&pod);
+        let mut of_containers = told.container_metrics.iter().flat_map(|container| &container.metrics);
+        let measured = of_containers.any(|metric| metric.name == "container_fs_usage_bytes");
+        measured.then_some(told)
+    });
     assert_eq!(told.container_metrics.len(), 1);
     let of_container = &told.container_metrics[0].metrics;
     let (c_cgroup, c_image) = (c.cgroup(), c.status().image.expect("an image").image);
