@@ -137,7 +137,9 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(5)).await;
             1
         };
-        let ask = async |seconds| tokio::time::timeout(Duration::from_secs(seconds), operations.run("name", vec![], slow)).await;
+        let ask = async |seconds| {
+            tokio::time::timeout(Duration::from_secs(seconds), operations.run("name", vec![], slow)).await
+        };
         ask(1).await.unwrap_err();
         operations.forget("name");
         let (began, first) = (tokio::time::Instant::now(), ask(10).await);

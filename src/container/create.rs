@@ -187,17 +187,13 @@ impl Containers {
             blocking(move || store.make_container_dirs(&sandbox_id, &id)).await?
         };
         undo.push("cgroup of the container", {
-            let (cgroups, path) = (self.parts.cgroups.clone(), record.cgroup.clone());
+            let (this, path) = (self.clone(), record.cgroup.clone());
             move || async move {
-                fault::point("create: cgroup unmade")
-                    .await
-                    .map_err(|error| error.to_string())?;
-                let removed = blocking(move || {
-                    let cgroup = Cgroup::open(&cgroups, &path)?;
-                    cgroup.kill()?;
-                    cgroup.remove()
-                });
-                removed.await.map_err(|error| error.to_string())
+                let unmade = async {
+                    fault::point("create: cgroup unmade").await?;
+                    this.remove_cgroup(&path).await
+                };
+                unmade.await.map_err(|error| chain(&error))
             }
         });
         let (described, joined) = tokio::join!(

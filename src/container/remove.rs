@@ -62,7 +62,7 @@ impl Containers {
     }
 
     /// Removes the cgroup at `path`, after whatever is left in it.
-    async fn remove_cgroup(&self, path: &str) -> Result<(), ContainerError> {
+    pub(super) async fn remove_cgroup(&self, path: &str) -> Result<(), ContainerError> {
         let (cgroups, at) = (self.parts.cgroups.clone(), path.to_owned());
         let removed = blocking(move || {
             let cgroup = Cgroup::open(&cgroups, &at)?;

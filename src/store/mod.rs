@@ -273,10 +273,15 @@ const REMOVALS: usize = 100;
 /// Removes `dir` with all in it. A monitor whose daemon died while it was being born may be about to put its socket there: it is
 /// removed as well, and in a directory that is gone nothing can be made.
 fn remove_tree(dir: &Path) -> Result<(), StoreError> {
-    let mut removals = std::iter::repeat_with(|| std::fs::remove_dir_all(dir)).take(REMOVALS);
-    let is_final = |removed: &io::Result<()>| !matches!(removed, Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty);
-    let removed = removals.find(is_final);
-    let removed = removed.unwrap_or_else(|| Err(io::ErrorKind::DirectoryNotEmpty.into()));
+    let is_added_to =
+        |removed: &io::Result<()>| matches!(removed, Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty);
+    let mut removed = std::fs::remove_dir_all(dir);
+    for _ in 1..REMOVALS {
+        if !is_added_to(&removed) {
+            break;
+        }
+        removed = std::fs::remove_dir_all(dir);
+    }
     ignore_absent(removed).map_err(failed("remove", dir))
 }
 

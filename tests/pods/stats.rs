@@ -32,7 +32,6 @@ fn working_set(stats: &ContainerStats) -> u64 {
     stats.memory.as_ref().unwrap().working_set_bytes.unwrap().value
 }
 
-
 /// A second of work; more of it on a machine that does a lot else, until it counts.
 fn burn(container: &Container) {
     let before = cpu(&of(container));
