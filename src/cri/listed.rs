@@ -30,7 +30,7 @@ macro_rules! listed {
             /// Adds an item, by what [`Self::fixed`] made of it and its state.
             pub fn push(&mut self, fixed: &[u8], state: i32) {
                 encode_key(ITEMS, WireType::LengthDelimited, &mut self.encoded);
-                // The order of fields is free,.
+                // The order of fields is free.
                 encode_varint((fixed.len() + int32::encoded_len($state, &state)) as u64, &mut self.encoded);
                 self.encoded.extend_from_slice(fixed);
                 int32::encode($state, &state, &mut self.encoded);
