@@ -1,6 +1,7 @@
 //! Pulls whose daemon dies, whose registry lies, is cut or hangs, and whose client goes away.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crisp::cri;
 use serde_json::json;
@@ -156,8 +157,14 @@ fn a_pull_whose_client_goes_away_stops_at_once() {
         })
         .await;
         pulling.abort();
+        let begin = Instant::now();
         until("the connection is closed", async || registry.hanging() == 0).await;
         until("the layer is gone", async || unfinished(machine).is_empty()).await;
+        assert!(
+            begin.elapsed() < Duration::from_secs(3),
+            "it took {:?}",
+            begin.elapsed()
+        );
         machine.nothing_is_left_since(&before);
     });
 }

@@ -48,7 +48,7 @@ async fn fails(room: &Room, server: &Server, kind: ErrorKind, part: &str) {
     let begin = Instant::now();
     while room.files() != before {
         assert!(
-            begin.elapsed() < Duration::from_secs(30),
+            begin.elapsed() < Duration::from_secs(5),
             "left behind: {:?}",
             room.files()
         );
@@ -175,7 +175,7 @@ async fn a_pause_that_is_too_long_fails_the_pull_at_once() {
         "3600s: TOOMANYREQUESTS: limit reached",
     )
     .await;
-    assert!(begin.elapsed() < Duration::from_secs(60), "it was waited for");
+    assert!(begin.elapsed() < Duration::from_secs(1));
     assert_eq!(server.requests().len(), 1);
 }
 

@@ -24,7 +24,7 @@ async fn slow(content: Content, pause: Duration) -> Server {
 async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !is_so() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "not so: {what}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "not so: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -130,8 +130,10 @@ async fn a_pull_that_nobody_waits_for_stops_at_once_and_leaves_nothing() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(*server.open.borrow() >= 4, "the other one still waits");
     assert_ne!(room.files(), before);
+    let begin = Instant::now();
     second.abort();
     eventually("half layers are gone", || room.files() == before).await;
+    assert!(begin.elapsed() < Duration::from_secs(1));
     assert!(room.images.list().is_empty());
 }
 
@@ -188,9 +190,6 @@ async fn one_bad_layer_ends_the_others_too() {
     let begin = Instant::now();
     let error = room.pull(&format!("{}/a:v1", server.host())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(
-        begin.elapsed() < Duration::from_secs(60),
-        "it waited for the layer that hangs"
-    );
+    assert!(begin.elapsed() < Duration::from_secs(2));
     eventually("half layers are gone", || room.files() == before).await;
 }

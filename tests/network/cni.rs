@@ -285,7 +285,7 @@ fn a_plugin_that_hangs_is_killed_with_its_children() {
             matches!(error, NetworkError::PluginDeadline { command: "ADD", .. }),
             "{error}"
         );
-        assert!(began.elapsed() < Duration::from_secs(30));
+        assert!(began.elapsed() < Duration::from_secs(5));
         let child = std::fs::read_to_string(node.path("child")).unwrap();
         let status = std::fs::read_to_string(format!("/proc/{}/status", child.trim())).unwrap_or_default();
         assert!(status.is_empty() || status.contains("State:\tZ"), "{status}");
@@ -333,17 +333,14 @@ fn a_plugin_that_leaves_a_child_behind_does_not_hold_up_the_pod() {
         node.list("1.0.0", &["daemonic"]);
         node.plugin(
             "daemonic",
-            &format!("[ $CNI_COMMAND != ADD ] || {{ sleep 60 < /dev/null & echo $! > $D/child; }}; {RESULT}"),
+            &format!("[ $CNI_COMMAND != ADD ] || {{ sleep 5 < /dev/null & }}; {RESULT}"),
         );
         let networks = machine.open(node.config.clone());
         let pod = machine.pod('a', &[]);
         let began = Instant::now();
         machine.add(&networks, &pod);
         machine.del(&networks, &pod);
-        let took = began.elapsed();
-        let child = std::fs::read_to_string(node.path("child")).unwrap();
-        machine.sh(&format!("kill {child}"));
-        assert!(took < Duration::from_secs(30), "{took:?}");
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
     });
 }
 

@@ -84,7 +84,11 @@ fn grace_then_kill() {
     let c = deaf(&pod, "c");
     let began = Instant::now();
     c.stop(1).unwrap();
-    assert!((1..30).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_secs(1) && took < Duration::from_secs(4),
+        "{took:?}"
+    );
     let status = c.status();
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
     // Again: nothing to do.
@@ -92,8 +96,9 @@ fn grace_then_kill() {
     let c = deaf(&pod, "at-once");
     let began = Instant::now();
     c.stop(0).unwrap();
-    // Whoever does not take none for an answer takes 10 s, or more.
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    // How fast is a matter of the runtime.
+    let soon = Duration::from_millis(if world().if_crisp().is_some() { 900 } else { 5000 });
+    assert!(began.elapsed() < soon, "{:?}", began.elapsed());
 }
 
 #[test]
@@ -101,8 +106,8 @@ fn a_container_that_never_ran_ends_without_grace() {
     let pod = world().pod("grace-created");
     let c = pod.create("created", &["sleep", "1000"], |_| {});
     let began = Instant::now();
-    c.stop(60).unwrap();
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    c.stop(20).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert_eq!(c.status().state(), ContainerState::ContainerExited);
 }
 
@@ -118,7 +123,7 @@ fn a_second_stop_shortens_the_first() {
     let began = Instant::now();
     c.stop(1).unwrap();
     first.join().unwrap().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(c.status().exit_code, 137);
 }
 

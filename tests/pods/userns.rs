@@ -386,3 +386,31 @@ fn the_next_daemon_goes_on_with_it() {
     );
     assert_eq!(fs::read_dir(world.crisps_dir().join("d/run/netns")).unwrap().count(), 0);
 }
+
+/// Side by side, so that whatever else the machine does is in both.
+#[test]
+fn a_user_namespace_costs_a_fraction_of_a_start() {
+    let up = |name: String, users: bool| {
+        let began = std::time::Instant::now();
+        let pod = world().pod_with(&name, |config| {
+            if users {
+                options(config).userns_options = own_users();
+            }
+        });
+        let _c = pod.idle("c", |_| {});
+        began.elapsed()
+    };
+    let (mut plain, mut own): (Vec<_>, Vec<_>) = (0..15)
+        .map(|n| {
+            (
+                up(format!("cost-plain-{n}"), false),
+                up(format!("cost-users-{n}"), true),
+            )
+        })
+        .unzip();
+    plain.sort();
+    own.sort();
+    let (plain, own) = (plain[7], own[7]);
+    println!("a pod with one container is up in {plain:?}, with a user namespace in {own:?}");
+    assert!(own < plain * 3, "{own:?} with a user namespace, {plain:?} without");
+}
