@@ -98,11 +98,14 @@ fn every_limit_is_in_its_file_from_the_start() {
 fn the_number_of_processes() {
     let pod = world().pod("pids-limit");
     let c = pod.idle("c", |config| {
-        // Room for an external runtime: on cgroup v2 its own threads count while it starts a command.
-        resources(config).unified.insert("pids.max".into(), "24".into());
+        resources(config).unified.insert("pids.max".into(), "8".into());
     });
-    assert_eq!(limit(&c, "pids/pids.max", "pids.max"), "24");
-    let done = c.exec(&["sh", "-c", "for n in $(seq 30); do sleep 3 & done; wait"]);
+    assert_eq!(limit(&c, "pids/pids.max", "pids.max"), "8");
+    let done = c.exec(&[
+        "sh",
+        "-c",
+        "for n in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 3 & done; wait",
+    ]);
     assert!(done.stderr.contains("can't fork"), "{done:?}");
 }
 
