@@ -39,7 +39,7 @@ impl Cgroup {
             )));
         };
         let dir = parent.join(name);
-        std::fs::create_dir(&dir).map_err(|e| file::failed("mkdir", &dir, e))?;
+        std::fs::create_dir(&dir).map_err(|e| file::failed_below("mkdir", &dir, e))?;
         Ok(Child { dir })
     }
 

@@ -105,8 +105,6 @@ fn make_one(dir: &Path, made: &mut Made) -> io::Result<()> {
             made.dirs.push(dir.to_owned());
             return Ok(());
         }
-        // The kernel's word for a parent that is being removed.
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => io::ErrorKind::NotFound.into(),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match std::fs::symlink_metadata(dir) {
             Ok(found) if found.is_dir() => return Ok(()),
             Ok(_) => e,
@@ -114,7 +112,7 @@ fn make_one(dir: &Path, made: &mut Made) -> io::Result<()> {
         },
         Err(e) => e,
     };
-    Err(file::failed("mkdir", dir, error))
+    Err(file::failed_below("mkdir", dir, error))
 }
 
 /// Fills `name` in `dir` from the nearest cgroup above that has it, and in all between (cpuset(7), section

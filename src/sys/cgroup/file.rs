@@ -8,6 +8,21 @@ pub(super) fn failed(op: impl std::fmt::Display, path: &Path, source: io::Error)
     io::Error::new(source.kind(), format!("{op} {}: {source}", path.display()))
 }
 
+/// As [`failed`], of what says ENODEV only of a cgroup that is being removed: that is `NotFound` too.
+pub(super) fn failed_below(op: impl std::fmt::Display, path: &Path, source: io::Error) -> io::Error {
+    match source.raw_os_error() {
+        Some(libc::ENODEV) => failed(op, path, io::ErrorKind::NotFound.into()),
+        _ => failed(op, path, source),
+    }
+}
+
+/// Whether the kernel says by this that a cgroup, or a file of one, is gone. Of one that is being removed it shows the
+/// directory and files a moment longer, and answers ENODEV: to opening, reading and writing them, and to mkdir(2).
+/// Not to be asked of a write that names a device, whose absence is ENODEV too.
+pub(super) fn is_gone(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+}
+
 pub(super) fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, what)
 }
@@ -49,10 +64,7 @@ pub(super) fn name_write(path: &Path, value: &str, source: io::Error) -> io::Err
 
 /// `NotFound` also for a file of a cgroup that is being removed, whose directory may be seen a moment longer.
 pub(super) fn read(path: &Path) -> io::Result<String> {
-    read_raw(path).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENODEV) => failed("read", path, io::ErrorKind::NotFound.into()),
-        _ => failed("read", path, e),
-    })
+    read_raw(path).map_err(|e| failed_below("read", path, e))
 }
 
 fn read_raw(path: &Path) -> io::Result<String> {
@@ -68,10 +80,9 @@ pub(super) fn read_number(path: &Path) -> io::Result<Option<u64>> {
 
 /// The names of the directories in `dir`: the cgroups below it. Empty when `dir` is gone.
 pub(super) fn children(dir: &Path) -> io::Result<Vec<std::path::PathBuf>> {
-    let gone = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV));
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(e) if gone(&e) => return Ok(Vec::new()),
+        Err(e) if is_gone(&e) => return Ok(Vec::new()),
         Err(e) => return Err(failed("list", dir, e)),
     };
     let mut found = Vec::new();
@@ -79,7 +90,7 @@ pub(super) fn children(dir: &Path) -> io::Result<Vec<std::path::PathBuf>> {
         match entry {
             Ok(entry) if entry.file_type().is_ok_and(|kind| kind.is_dir()) => found.push(entry.path()),
             Ok(_) => {}
-            Err(e) if gone(&e) => break,
+            Err(e) if is_gone(&e) => break,
             Err(e) => return Err(failed("list", dir, e)),
         }
     }

@@ -122,7 +122,7 @@ pub(super) fn wait_empty(dir: &Path, deadline: Instant) -> io::Result<bool> {
     let path = dir.join("cgroup.events");
     let events = match std::fs::File::open(&path) {
         Ok(events) => events,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(e) if file::is_gone(&e) => return Ok(true),
         Err(e) => return Err(file::failed("open", &path, e)),
     };
     loop {

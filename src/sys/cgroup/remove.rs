@@ -49,7 +49,7 @@ impl Cgroup {
                 let dir = root.join(&above[1..]);
                 match std::fs::remove_dir(&dir) {
                     Ok(()) => {}
-                    Err(e) if is_gone(&e) => {}
+                    Err(e) if file::is_gone(&e) => {}
                     Err(e) if is_busy(&e) => break,
                     Err(e) => return Err(file::failed("rmdir", &dir, e)),
                 }
@@ -58,10 +58,6 @@ impl Cgroup {
         }
         Ok(())
     }
-}
-
-fn is_gone(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
 fn is_busy(e: &io::Error) -> bool {
@@ -88,7 +84,7 @@ fn remove_once(top: &Path) -> io::Result<()> {
     while let Some((dir, children_done)) = pending.pop() {
         match std::fs::remove_dir(&dir) {
             Ok(()) => {}
-            Err(e) if is_gone(&e) => {}
+            Err(e) if file::is_gone(&e) => {}
             Err(e) if is_busy(&e) && !children_done => {
                 let children = file::children(&dir)?;
                 if children.is_empty() {
