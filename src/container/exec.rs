@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::exec_sync::Leash;
+use super::leash::Leash;
 use super::{ContainerError, Containers};
 use crate::model::ContainerId;
 use crate::monitor::client::{ExecFds, RunningExec};

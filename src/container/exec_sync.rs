@@ -2,16 +2,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use super::{Container, ContainerError, Containers, blocking, now_ns, spec};
+use super::leash::{Entry, ExecCgroups, Leash};
+use super::{Container, ContainerError, Containers, blocking, spec};
 use crate::monitor::client::{ExecFds, ExecSpec, RunningExec};
-use crate::sys::cgroup::{Cgroup, Child};
 
 /// The most of each stream that is kept (CRI: ExecSyncRequest); the rest is read and dropped, so that the command
 /// neither blocks nor fills the daemon's memory.
@@ -23,12 +22,6 @@ const DRAIN_IDLE: Duration = Duration::from_millis(100);
 /// How long such a process may keep writing into the answer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
 
-/// How the cgroups of commands begin, below their container's.
-const EXEC_CGROUP: &str = "exec-";
-
-/// How long a killed command may take to end.
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
-
 /// What a command did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -38,62 +31,28 @@ pub struct ExecOutput {
     pub exit_code: i32,
 }
 
-/// Kills the command's whole tree unless it is told that the command has ended: the caller's deadline, a cancelled
-/// request and an error on the way all end it.
-pub(super) struct Leash {
-    cgroup: Option<Child>,
-}
-
-impl Leash {
-    /// The command ended by itself. What it left running in the background may go on, as after any exec.
-    pub(super) fn ended(mut self) {
-        if let Some(cgroup) = self.cgroup.take() {
-            tokio::task::spawn_blocking(move || {
-                // Processes that it left behind are the container's now.
-                if let Err(error) = cgroup.dissolve() {
-                    tracing::debug!(%error, "the cgroup of a command stays until its container goes");
-                }
-            });
-        }
-    }
-}
-
-impl Drop for Leash {
-    fn drop(&mut self) {
-        let Some(cgroup) = self.cgroup.take() else {
-            return;
-        };
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = end(&cgroup) {
-                tracing::warn!(%error, "processes of an ended command remain");
-            }
-        });
-    }
-}
-
 impl Containers {
-    /// Runs `command` in a running container. `timeout` of zero is none; at the timeout every process that the
-    /// command started is killed.
+    /// Runs `command` in a running container. `timeout` of zero is none; at the timeout, which counts from here, every
+    /// process that the command started is killed.
     pub async fn exec_sync(
         &self,
         id: &str,
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecOutput, ContainerError> {
+        let until = (!timeout.is_zero()).then(|| tokio::time::Instant::now() + timeout);
         let container = self.find(id)?;
-        let (running, leash, stdout, stderr) = self.exec_piped(&container, command).await?;
-        let finish = collect(&container, running, stdout, stderr);
-        let outcome = if timeout.is_zero() {
-            finish.await
-        } else {
-            match tokio::time::timeout(timeout, finish).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(ContainerError::ExecTimeout {
+        let (leash, entry) = self.enter(&container).await?;
+        let work = self.run_and_collect(&container, entry, command);
+        let outcome = match until {
+            None => work.await,
+            Some(until) => tokio::time::timeout_at(until, work).await.unwrap_or_else(|_| {
+                Err(ContainerError::ExecTimeout {
                     container_id: container.record.id.clone(),
                     command: command.join(" "),
                     seconds: timeout.as_secs() as i64,
-                }),
-            }
+                })
+            }),
         };
         match outcome {
             Ok(output) => {
@@ -107,11 +66,12 @@ impl Containers {
         }
     }
 
-    async fn exec_piped(
+    async fn run_and_collect(
         &self,
         container: &Container,
+        entry: Entry,
         command: &[String],
-    ) -> Result<(RunningExec, Leash, Receiver, Receiver), ContainerError> {
+    ) -> Result<ExecOutput, ContainerError> {
         let (stdout, stdout_write) = pipe().map_err(ContainerError::path("make a pipe for", "stdout"))?;
         let (stderr, stderr_write) = pipe().map_err(ContainerError::path("make a pipe for", "stderr"))?;
         let fds = ExecFds {
@@ -119,114 +79,75 @@ impl Containers {
             stderr: Some(stderr_write),
             ..ExecFds::default()
         };
-        let (running, leash) = self.launch(container, command, false, fds).await?;
-        Ok((running, leash, stdout, stderr))
+        let running = self.launch_in(container, entry, command, false, fds).await?;
+        collect(container, running, stdout, stderr).await
     }
 
     /// Starts `command` in a running container, in a cgroup of its own. `fds` have all but the cgroup.
     pub(super) async fn launch(
         &self,
-        container: &Container,
+        container: &Arc<Container>,
         command: &[String],
         tty: bool,
         fds: ExecFds,
     ) -> Result<(RunningExec, Leash), ContainerError> {
-        // Later than those of an earlier daemon, whose commands may have left something running.
-        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(now_ns().unsigned_abs()));
-        let id = &container.record.id;
+        let (leash, entry) = self.enter(container).await?;
+        let running = self.launch_in(container, entry, command, tty, fds).await?;
+        Ok((running, leash))
+    }
+
+    /// Makes the cgroups of a command in a running container.
+    async fn enter(&self, container: &Arc<Container>) -> Result<(Leash, Entry), ContainerError> {
         container.check_running()?;
-        let mut policy = spec::exec_process(container.policy()?, command, tty)?;
-        policy.oom_score_adj =
-            spec::process::oom_score_adj(Some(&container.resources.lock().expect("no panic holds it")))?;
-        let monitor = container.monitor().await?;
-        let name = format!("{EXEC_CGROUP}{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let in_v2 = self.parts.cgroups.is_v2().then(|| name.clone());
-        let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
-        let entered = blocking(move || {
-            let cgroup = Cgroup::open(&cgroups, &path)?;
-            // Where no cgroup2 is mounted a command has no cgroup of its own: its first process is all that a timeout
-            // can kill.
-            let child = match cgroup.child(&name) {
-                Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
-                child => Some(child?),
-            };
-            let mut join = cgroup.join_fds()?;
-            if let Some(child) = &child {
-                join.directory = Some(child.directory_fd()?);
-            }
-            io::Result::Ok((child, join))
+        let made = blocking({
+            let (cgroups, container) = (self.parts.cgroups.clone(), container.clone());
+            move || ExecCgroups::make(&cgroups, &container.record)
         });
-        let (cgroup, join) = entered.await.map_err(|source| ContainerError::Cgroup {
+        let (cgroups, entry) = made.await.map_err(|source| ContainerError::Cgroup {
             op: "enter",
             path: container.record.cgroup.clone(),
             source,
         })?;
-        let leash = Leash { cgroup };
+        Ok((Leash::new(cgroups), entry))
+    }
+
+    async fn launch_in(
+        &self,
+        container: &Container,
+        entry: Entry,
+        command: &[String],
+        tty: bool,
+        fds: ExecFds,
+    ) -> Result<RunningExec, ContainerError> {
+        let id = &container.record.id;
+        let mut policy = spec::exec_process(container.policy()?, command, tty)?;
+        policy.oom_score_adj =
+            spec::process::oom_score_adj(Some(&container.resources.lock().expect("no panic holds it")))?;
+        let monitor = container.monitor().await?;
         let mut request = ExecSpec {
             container_id: id.to_string(),
             tty,
             ..ExecSpec::default()
         };
         let mut fds = ExecFds {
-            cgroup_dir: join.directory,
+            cgroup_dir: entry.cgroup2_dir,
             ..fds
         };
         let running = match &container.record.runtime {
             None => {
                 request.policy = self.monitor_policy(&policy)?;
-                fds.cgroup_procs = join.tasks;
+                fds.cgroup_procs = entry.v1_tasks;
                 monitor.exec(request, fds).await
             }
             Some(runtime) => {
                 let run = self.external_run(runtime, &container.record)?;
                 let process = self.external_process(&policy)?;
                 request.policy.oom_score_adj = Some(policy.oom_score_adj);
+                let in_v2 = self.parts.cgroups.is_v2().then_some(entry.name);
                 monitor.exec_external(run, request, process, in_v2, fds).await
             }
         };
-        let running = running.map_err(ContainerError::monitor("run a command", id))?;
-        Ok((running, leash))
-    }
-}
-
-/// The cgroups of commands in the container's cgroup.
-pub(super) fn exec_cgroups(cgroup: &Cgroup) -> io::Result<Vec<Child>> {
-    let mut children = cgroup.children()?;
-    let is_exec = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(EXEC_CGROUP);
-    children.retain(|child| child.path().file_name().is_some_and(is_exec));
-    Ok(children)
-}
-
-/// Ends the commands of an earlier daemon: nobody waits for them, nor kills them at their timeout. `running` are their
-/// first processes; what a command that has ended left behind goes on, as it would have.
-pub(super) fn end_execs(children: Vec<Child>, running: &[i32]) -> io::Result<()> {
-    for child in children {
-        let pids = child.pids()?;
-        if running.iter().any(|pid| pids.contains(pid)) {
-            end(&child)?;
-        } else {
-            child.dissolve()?;
-        }
-    }
-    Ok(())
-}
-
-/// Kills everybody in the cgroup of a command, waits for that and removes it.
-fn end(cgroup: &Child) -> io::Result<()> {
-    cgroup.kill()?;
-    cgroup.wait_empty(KILL_PATIENCE)?;
-    cgroup.remove()
-}
-
-impl Leash {
-    /// As dropping it, but the processes are dead when this returns.
-    async fn kill_now(mut self) {
-        if let Some(cgroup) = self.cgroup.take() {
-            let killed = blocking(move || end(&cgroup)).await;
-            if let Err(error) = killed {
-                tracing::warn!(%error, "processes of an ended command remain");
-            }
-        }
+        running.map_err(ContainerError::monitor("run a command", id))
     }
 }
 

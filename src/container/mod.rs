@@ -9,6 +9,7 @@ mod exec_sync;
 mod exited;
 mod external;
 mod layers;
+mod leash;
 mod list;
 mod log;
 mod mounts;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use prost::Message;
 use tokio::sync::watch;
 
-use super::exec_sync::{end_execs, exec_cgroups};
+use super::leash::ExecCgroups;
 use super::{Container, ContainerError, Containers, Inherited, State, blocking, now_ns};
 use crate::cri;
 use crate::events::Kind;
@@ -14,7 +14,6 @@ use crate::model::{ContainerId, SandboxId};
 use crate::monitor::Access;
 use crate::monitor::protocol::{ContainerSnapshot, ContainerState, Snapshot};
 use crate::store::{ContainerPhase, ContainerRecord, ContainerStatus, Exit, Process, StoredContainer};
-use crate::sys::cgroup::Cgroup;
 use crate::sys::pidfd::{self, Sight};
 
 impl Containers {
@@ -124,7 +123,7 @@ impl Containers {
     }
 
     /// Takes in what a monitor says that was silent until now.
-    pub async fn rejoin(&self, container: &Container, snapshot: &Snapshot) {
+    pub async fn rejoin(&self, container: &Arc<Container>, snapshot: &Snapshot) {
         let record = &container.record;
         self.end_execs(container, Some(snapshot)).await;
         let now = container.state();
@@ -149,18 +148,18 @@ impl Containers {
     }
 
     /// Ends the commands in the container that an earlier daemon waited for, in the background; later ones are safe.
-    async fn end_execs(&self, container: &Container, snapshot: Option<&Snapshot>) {
-        let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
+    async fn end_execs(&self, container: &Arc<Container>, snapshot: Option<&Snapshot>) {
+        let (cgroups, container) = (self.parts.cgroups.clone(), container.clone());
         let running: Vec<i32> = snapshot
             .iter()
             .flat_map(|snapshot| &snapshot.execs)
             .map(|exec| exec.process.pid)
             .collect();
-        let at = path.clone();
-        let found = blocking(move || exec_cgroups(&Cgroup::open(&cgroups, &at)?)).await;
+        let path = container.record.cgroup.clone();
+        let found = blocking(move || ExecCgroups::find(&cgroups, &container.record)).await;
         tokio::task::spawn_blocking(move || {
-            let ended = found.and_then(|found| end_execs(found, &running));
-            if let Err(error) = ended {
+            let end_each = |found: Vec<ExecCgroups>| found.into_iter().try_for_each(|found| found.end_found(&running));
+            if let Err(error) = found.and_then(end_each) {
                 tracing::warn!(cgroup = path, %error, "commands of an earlier daemon remain");
             }
         });

@@ -411,6 +411,7 @@ impl Monitor {
                 if let Some(connection) = &mut self.wire.connection {
                     connection.greeted = true;
                 }
+                self.hear_execs();
                 Answer::Snapshot(self.snapshot())
             }
             Call::CreateSandbox(call) => return self.create_sandbox(call, sent, reply),

@@ -1,6 +1,7 @@
 //! Runtime handlers: libcontainer and two external OCI runtimes, side by side in one daemon.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use tonic::Code;
 
 use crate::endpoint;
 use crate::fixture::{
-    Container, OwnWorld, Pod, World, ask, image, int, is_code, options, resources, says, security, world,
+    Container, OwnWorld, Pod, World, ask, eventually, image, int, is_code, options, resources, says, security, world,
 };
 use crate::registry::reference;
 
@@ -322,4 +323,66 @@ fn a_runtime_is_told_the_annotations_that_its_settings_name() {
     let config: serde_json::Value = serde_json::from_str(&bundle).unwrap();
     let told = serde_json::json!({ "example.org/pod": "pod", "example.org/both": "container", "exactly": "pod" });
     assert_eq!(config["annotations"], told);
+}
+
+/// Story: exec probes by a runtime that takes long. It neither counts in the container's limits nor outlives its
+/// command, whoever goes first.
+#[test]
+fn a_runtime_is_no_guest_of_the_container_and_ends_with_its_command() {
+    let own = OwnWorld::new("slow-runtime");
+    let dir = own.0.crisps_dir();
+    let (program, seconds) = (dir.join("slow-runtime"), format!("77{:07}", std::process::id()));
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in *\" exec \"*) sleep {seconds} & sleep {seconds};; esac\nexec /usr/sbin/runc \"$@\"\n"
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = format!("[runtimes.slow]\npath = {program:?}\n");
+    fs::write(dir.join("own-settings.toml"), settings).unwrap();
+    own.0.restart();
+    {
+        let pod = pod_by(own.0, "slow", "slow");
+        let c = pod.idle("c", |config| resources(config).memory_limit_in_bytes = 64 << 20);
+        let sleeping = || pids_of(&["sleep", &seconds]);
+        assert_eq!(c.try_exec(&["true"], 1).unwrap_err().code(), Code::DeadlineExceeded);
+        assert_eq!(sleeping(), Vec::<i32>::new());
+        std::thread::scope(|scope| {
+            let lost = scope.spawn(|| c.try_exec(&["true"], 1000).unwrap_err());
+            let both = || Some(sleeping()).filter(|pids| pids.len() == 2);
+            for pid in eventually("the runtime is at work", both) {
+                assert!(!counts_in(pid, &c), "the runtime's {pid} counts in the container");
+            }
+            own.0.kill_and_restart();
+            lost.join().unwrap();
+        });
+        eventually("it has ended with its daemon", || sleeping().is_empty().then_some(()));
+        eventually("no command's cgroup remains", || {
+            let pattern = format!("*/exec-*{}*", c.id);
+            let below = format!("*/{}/exec-*", c.id);
+            let found = Command::new("find")
+                .args(["/sys/fs/cgroup", "-path", &pattern, "-o", "-path", &below])
+                .output();
+            found.unwrap().stdout.is_empty().then_some(())
+        });
+        assert_eq!(c.status().state(), ContainerState::ContainerRunning);
+    }
+}
+
+/// Processes with exactly these arguments.
+fn pids_of(arguments: &[&str]) -> Vec<i32> {
+    let line = arguments.join("\0") + "\0";
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let has_it = |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == line.as_bytes());
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(has_it)
+        .collect()
+}
+
+/// Whether a process is where the container's memory is counted.
+fn counts_in(pid: i32, c: &Container) -> bool {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it lives");
+    let line = |start: &str| cgroups.lines().find(|line| line.contains(start));
+    let line = line(":memory:").or_else(|| line("0::")).expect("a cgroup");
+    format!("{line}/").contains(&format!("/{}/", c.id))
 }

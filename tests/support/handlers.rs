@@ -12,13 +12,15 @@ const RUNTIMES: [(&str, &str, &str); 2] = [
 ];
 
 /// Settings that have the external runtimes that are installed, and CDI directories below `dir`; written to a file there.
-/// Without pods there is no bridge either: what was there before them can be compared with what is left.
+/// Without pods there is no bridge either: what was there before them can be compared with what is left. A test's own
+/// settings come from `dir/own-settings.toml`, if it has written that.
 pub fn config(dir: &Path) -> PathBuf {
     let cdi = ["etc", "run"].map(|name| dir.join("cdi").join(name));
     let mut settings = format!("[network]\nidle_seconds = 0\n[container]\ncdi_dirs = {cdi:?}\n");
     for (name, program, more) in RUNTIMES.iter().filter(|(_, program, _)| Path::new(program).exists()) {
         settings += &format!("[runtimes.{name}]\npath = '{program}'\n{more}");
     }
+    settings += &std::fs::read_to_string(dir.join("own-settings.toml")).unwrap_or_default();
     let path = dir.join("crisp.toml");
     std::fs::write(&path, settings).expect("room on the disk");
     path

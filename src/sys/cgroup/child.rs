@@ -58,6 +58,11 @@ impl Child {
         &self.dir
     }
 
+    /// The last part of its path; none if that is not UTF-8.
+    pub fn name(&self) -> Option<&str> {
+        self.dir.file_name()?.to_str()
+    }
+
     /// The directory, for clone3(2) with `CLONE_INTO_CGROUP`: the way in that waits for nothing.
     pub fn directory_fd(&self) -> io::Result<OwnedFd> {
         processes::open_directory(&self.dir)
