@@ -1,7 +1,7 @@
 //! RunPodSandbox: a pod is born.
 //!
-//! The intent is on disk before anything is made; each thing made is followed by how to unmake it; network and monitor
-//! come up at the same time.
+//! The intent is on disk before anything is made; each thing made is followed by how to unmake it; the network comes up
+//! beside monitor and pause.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -23,10 +23,11 @@ use crate::fault;
 use crate::model::{SandboxId, chain};
 use crate::monitor::Access;
 use crate::monitor::client::{Client, Events as MonitorEvents, SandboxFds, SandboxSpec};
-use crate::monitor::protocol::IdMapping;
+use crate::monitor::protocol::{self, IdMapping};
 use crate::network::{Attached, Attachment, Dns, Plan, PortMapping, Protocol, netns};
 use crate::operation::OperationError;
 use crate::store::{PodPhase, PodRecord, PodStatus, Process};
+use crate::sys::cgroup::JoinFds;
 use crate::sys::userns::{self, IdRange};
 use crate::undo::Undo;
 
@@ -183,12 +184,36 @@ impl Sandboxes {
             }
             monitor
         };
-
-        // The monitor starts while the network is set up; neither needs the other.
-        let (network, monitor, joined) = tokio::join!(self.attach_network(record), monitor, mounted);
+        // A sysctl that is asked for may be of an interface.
+        let needs_interfaces = record
+            .config
+            .linux
+            .as_ref()
+            .is_some_and(|linux| !linux.sysctls.is_empty());
+        let (give, given) = oneshot::channel();
+        let network = async {
+            let namespaces = self.make_namespaces(record).await?;
+            // Nobody takes them where the monitor or the cgroup has failed.
+            if needs_interfaces {
+                let attached = self.attach_network(record).await?;
+                let _ = give.send(namespaces);
+                return Ok(attached);
+            }
+            let _ = give.send(namespaces);
+            self.attach_network(record).await
+        };
+        let pause = async {
+            let (monitor, joined) = tokio::join!(monitor, mounted);
+            let Ok((client, _)) = &monitor else {
+                return (monitor, Err(SandboxError::Lost));
+            };
+            let made = self.make_pause(&record.id, client, spec, given, joined).await;
+            (monitor, made)
+        };
+        let (network, (monitor, pause)) = tokio::join!(network, pause);
         if record.netns.is_some() {
             let this = self.clone();
-            let (record, attached) = (record.clone(), network.as_ref().ok().and_then(|n| n.attached.clone()));
+            let (record, attached) = (record.clone(), network.as_ref().ok().and_then(Clone::clone));
             undo.push("network of the pod", move || async move {
                 this.detach_network(&record, attached).await
             });
@@ -201,36 +226,16 @@ impl Sandboxes {
             });
         }
         let (client, events) = monitor?;
-        let network = network?;
-        fault::point("run: network and monitor up").await?;
-        let joined = joined?;
-        let fds = SandboxFds {
-            netns: network.netns,
-            user: network.user,
-            cgroup_procs: joined.tasks,
-            cgroup_dir: joined.directory,
-        };
-        let pause = client
-            .create_sandbox(spec, fds)
-            .await
-            .map_err(|source| SandboxError::Monitor {
-                op: "create the namespaces",
-                sandbox_id: id.clone(),
-                source,
-            })?;
-
-        fault::point("run: pause made").await?;
+        let attached = network?;
+        let pause = pause?;
+        fault::point("run: network and pause up").await?;
         let status = PodStatus {
             phase: PodPhase::Ready,
-            ips: network
-                .attached
+            ips: attached
                 .as_ref()
                 .map(|attached| attached.ips.clone())
                 .unwrap_or_default(),
-            attached: network
-                .attached
-                .as_ref()
-                .and_then(|attached| to_raw_value(attached).ok()),
+            attached: attached.as_ref().and_then(|attached| to_raw_value(attached).ok()),
             network_released: record.netns.is_none(),
             pause: Some(Process {
                 pid: pause.pid,
@@ -301,46 +306,79 @@ impl Sandboxes {
             })
     }
 
-    /// The network namespace, the user namespace that owns it if the pod has one, and ADD.
-    async fn attach_network(&self, record: &PodRecord) -> Result<PodNetwork, SandboxError> {
+    /// Has the monitor make pause, in `cgroup` and the namespaces that come.
+    async fn make_pause(
+        &self,
+        id: &SandboxId,
+        client: &Client,
+        spec: SandboxSpec,
+        namespaces: oneshot::Receiver<PodNamespaces>,
+        cgroup: Result<JoinFds, SandboxError>,
+    ) -> Result<protocol::Process, SandboxError> {
+        let cgroup = cgroup?;
+        // Without them the network says why.
+        let namespaces = namespaces.await.map_err(|_| SandboxError::Lost)?;
+        let fds = SandboxFds {
+            netns: namespaces.network,
+            user: namespaces.user,
+            cgroup_procs: cgroup.tasks,
+            cgroup_dir: cgroup.directory,
+        };
+        let pause = client.create_sandbox(spec, fds).await;
+        let pause = pause.map_err(|source| SandboxError::Monitor {
+            op: "create the namespaces",
+            sandbox_id: id.clone(),
+            source,
+        })?;
+        fault::point("run: pause made").await?;
+        Ok(pause)
+    }
+
+    /// The network namespace, if the pod has one of its own, and the user namespace that owns it.
+    async fn make_namespaces(&self, record: &PodRecord) -> Result<PodNamespaces, SandboxError> {
         let ids = spec::namespaces::user_ids(&record.config);
-        let (Some(path), Some(plan)) = (record.netns.clone(), record.network.clone()) else {
-            return Ok(PodNetwork {
+        let Some(path) = record.netns.clone() else {
+            return Ok(PodNamespaces {
                 user: own_user_namespace(ids).await?,
-                ..PodNetwork::default()
+                network: None,
             });
         };
         let (dir, id) = (self.parts.netns_dir.clone(), record.id.clone());
+        let at = path.clone();
         let made = blocking(move || {
             let user = match ids {
                 Some(ids) => Some(netns::create_owned(&dir, id.as_str(), ids)?),
                 None => netns::create(&dir, id.as_str()).map(|_| None)?,
             };
-            Ok((netns::open(&path)?, user))
+            Ok((netns::open(&at)?, user))
         });
-        let (netns, user) = made.await.map_err(SandboxError::path(
-            "make the network namespace",
-            record.netns.clone().unwrap_or_default(),
-        ))?;
+        let (network, user) = made
+            .await
+            .map_err(SandboxError::path("make the network namespace", path))?;
         fault::point("run: network namespace made").await?;
-        let failed = |source| SandboxError::Network {
-            op: "set up the network",
-            sandbox_id: record.id.clone(),
-            source,
-        };
-        let plan: Plan = serde_json::from_str(plan.get()).map_err(|error| SandboxError::Invalid {
-            what: format!("network plan: {error}"),
-        })?;
-        let attached = self.parts.networks.add(&plan).await.map_err(failed)?;
-        fault::point("run: network added").await?;
-        Ok(PodNetwork {
-            netns: Some(netns.into()),
+        Ok(PodNamespaces {
+            network: Some(network.into()),
             user,
-            attached: Some(attached),
         })
     }
 
-    /// Undoes [`Sandboxes::attach_network`], however far it came.
+    /// ADD, if the pod has a network of its own.
+    async fn attach_network(&self, record: &PodRecord) -> Result<Option<Attached>, SandboxError> {
+        let Some(plan) = &record.network else { return Ok(None) };
+        let plan: Plan = serde_json::from_str(plan.get()).map_err(|error| SandboxError::Invalid {
+            what: format!("network plan: {error}"),
+        })?;
+        let added = self.parts.networks.add(&plan).await;
+        let attached = added.map_err(|source| SandboxError::Network {
+            op: "set up the network",
+            sandbox_id: record.id.clone(),
+            source,
+        })?;
+        fault::point("run: network added").await?;
+        Ok(Some(attached))
+    }
+
+    /// Undoes [`Sandboxes::make_namespaces`] and [`Sandboxes::attach_network`], however far they came.
     async fn detach_network(&self, record: &PodRecord, attached: Option<Attached>) -> Result<(), String> {
         if let Some(plan) = record.network.clone() {
             let plan: Plan = serde_json::from_str(plan.get()).map_err(|error| error.to_string())?;
@@ -368,12 +406,10 @@ async fn own_user_namespace(ids: Option<IdRange>) -> Result<Option<OwnedFd>, San
     }
 }
 
-/// What a pod with a network of its own has of it, and its user namespace, which owns that.
-#[derive(Default)]
-struct PodNetwork {
-    netns: Option<OwnedFd>,
+/// The namespaces of a pod that are made outside its monitor.
+struct PodNamespaces {
+    network: Option<OwnedFd>,
     user: Option<OwnedFd>,
-    attached: Option<Attached>,
 }
 
 fn sandbox_spec(record: &PodRecord, sysctls: BTreeMap<PathBuf, String>) -> SandboxSpec {

@@ -71,12 +71,14 @@ fn sysctls_of_the_pods_own_are_set() {
         ("net/ipv4/tcp_syncookies".to_owned(), "0".to_owned()),
         ("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned()),
         ("fs.mqueue.msg_max".to_owned(), "17".to_owned()),
+        // Of an interface, which is there when the network is.
+        ("net.ipv4.conf.eth0.log_martians".to_owned(), "1".to_owned()),
     ]);
     let node = std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap();
     let pod = world().pod_with("sysctls", |config| sandbox_linux(config).sysctls = settings);
     let c = pod.idle("c", |_| {});
-    let read = "cd /proc/sys; cat kernel/shm_rmid_forced net/ipv4/tcp_syncookies net/ipv4/ip_unprivileged_port_start fs/mqueue/msg_max";
-    assert_eq!(c.sh(read), "1\n0\n80\n17");
+    let read = "cd /proc/sys; cat kernel/shm_rmid_forced net/ipv4/tcp_syncookies net/ipv4/ip_unprivileged_port_start fs/mqueue/msg_max net/ipv4/conf/eth0/log_martians";
+    assert_eq!(c.sh(read), "1\n0\n80\n17\n1");
     assert_eq!(
         std::fs::read_to_string("/proc/sys/kernel/shm_rmid_forced").unwrap(),
         node,
