@@ -101,14 +101,14 @@ impl Containers {
         container.check_running()?;
         let made = blocking({
             let (cgroups, container) = (self.parts.cgroups.clone(), container.clone());
-            move || ExecCgroups::make(&cgroups, &container.record)
+            // On its leash at once: the request may be gone by now.
+            move || ExecCgroups::make(&cgroups, &container.record).map(|(made, entry)| (Leash::new(made), entry))
         });
-        let (cgroups, entry) = made.await.map_err(|source| ContainerError::Cgroup {
+        made.await.map_err(|source| ContainerError::Cgroup {
             op: "enter",
             path: container.record.cgroup.clone(),
             source,
-        })?;
-        Ok((Leash::new(cgroups), entry))
+        })
     }
 
     async fn launch_in(
