@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -307,11 +308,13 @@ impl Outbox {
     /// Sends by way of `send`, which returns once the connection has taken everything. False if it did not: it failed,
     /// the client is gone, or it took nothing for too long.
     pub async fn deliver<E>(&self, send: impl Future<Output = Result<(), E>>) -> bool {
+        let mut send = std::pin::pin!(send);
         let delivered = tokio::select! {
             // What the connection takes at once is sent even if the client is gone: it may be why.
             biased;
-            sent = send => sent.is_ok(),
-            () = self.gone.cancelled() => false,
+            sent = &mut send => sent.is_ok(),
+            // Once more: a moment ago the connection may have been in the hands of who reads it, and says that.
+            () = self.gone.cancelled() => send.now_or_never().is_some_and(|sent| sent.is_ok()),
             () = tokio::time::sleep(self.idle) => {
                 tracing::debug!("a streaming client takes nothing: it is let go of");
                 false
@@ -416,6 +419,35 @@ mod tests {
         drop(reader);
         assert!(!feed.data(Bytes::from_static(b"x")).await);
         assert_eq!(room.available_permits(), ROOM);
+    }
+
+    /// Symptom: now and then a client that broke the protocol was not told so.
+    #[tokio::test]
+    async fn what_was_held_up_by_the_reader_is_sent_when_the_reader_fails() {
+        let (link, mut outbox) = Link::new(Duration::from_secs(60));
+        let mut polls = 0;
+        let held_up = std::future::poll_fn(|_| {
+            polls += 1;
+            if polls == 1 {
+                // The reader lets go of the connection, and says why, between this look and the next.
+                link.fail(Ending::Protocol);
+                return std::task::Poll::Pending;
+            }
+            std::task::Poll::Ready(Ok::<(), ()>(()))
+        });
+        assert!(outbox.deliver(held_up).await);
+        let next = outbox.next().await;
+        assert!(
+            matches!(
+                next,
+                Some(Outgoing::Close {
+                    ending: Ending::Protocol
+                })
+            ),
+            "{next:?}"
+        );
+        assert!(outbox.next().await.is_none());
+        assert!(!outbox.deliver(std::future::pending::<Result<(), ()>>()).await);
     }
 
     #[tokio::test(start_paused = true)]

@@ -384,6 +384,7 @@ fn a_failed_add_leaves_nothing_and_the_same_request_then_succeeds() {
         let inside = format!("nsenter --net={}", pod.attachment.netns.display());
         machine.sh(&format!("{inside} ip link add eth0 type bridge"));
         assert!(machine.try_add(&networks, &pod).is_err());
+        machine.settle(&networks);
         machine.assert_nothing_left();
         machine.sh(&format!("{inside} ip link del eth0"));
         machine.add(&networks, &pod);
@@ -394,6 +395,7 @@ fn a_failed_add_leaves_nothing_and_the_same_request_then_succeeds() {
         machine.del(&networks, &pod);
         machine.assert_nothing_left();
         assert!(machine.try_add(&networks, &pod).is_err(), "no namespace, no pod");
+        machine.settle(&networks);
         machine.assert_nothing_left();
     });
 }
@@ -455,7 +457,9 @@ fn a_link_goes_with_its_namespace_and_a_held_namespace_does_not_hold_it() {
         drop(gone);
         let deadline = Instant::now() + Duration::from_secs(20);
         while machine.leases() > 0
-            || machine.sh("ip -br link").contains("crs")
+            || ["crs-", "crisp"]
+                .iter()
+                .any(|ours| machine.sh("ip -br link").contains(ours))
             || !machine.sh("nft list ruleset").is_empty()
         {
             assert!(

@@ -193,7 +193,13 @@ impl Node {
         RuntimeServiceClient::new(self.channel().await)
     }
 
+    /// Where containers that have a `log_path` log.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.path().join("logs")
+    }
+
     fn sandbox(&self, security: Option<LinuxSandboxSecurityContext>) -> PodSandboxConfig {
+        std::fs::create_dir_all(self.logs()).expect("a directory of our own");
         let metadata = PodSandboxMetadata {
             name: "pod".into(),
             namespace: self.uid.clone(),
@@ -202,6 +208,7 @@ impl Node {
         };
         PodSandboxConfig {
             metadata: Some(metadata),
+            log_directory: self.logs().display().to_string(),
             linux: Some(LinuxPodSandboxConfig {
                 security_context: security,
                 ..Default::default()
