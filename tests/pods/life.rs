@@ -105,9 +105,8 @@ fn grace_then_kill() {
 fn a_container_that_never_ran_ends_without_grace() {
     let pod = world().pod("grace-created");
     let c = pod.create("created", &["sleep", "1000"], |_| {});
-    let began = Instant::now();
-    c.stop(20).unwrap();
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    // Longer than anyone waits for an answer here.
+    c.stop(100_000).unwrap();
     assert_eq!(c.status().state(), ContainerState::ContainerExited);
 }
 
@@ -117,13 +116,12 @@ fn a_second_stop_shortens_the_first() {
     let c = deaf(&pod, "c");
     let first = std::thread::spawn({
         let c = c.clone();
-        move || c.stop(60)
+        // Longer than anyone waits for an answer here.
+        move || c.stop(100_000)
     });
     std::thread::sleep(Duration::from_millis(300));
-    let began = Instant::now();
     c.stop(1).unwrap();
     first.join().unwrap().unwrap();
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(c.status().exit_code, 137);
 }
 

@@ -193,8 +193,21 @@ impl Node {
         RuntimeServiceClient::new(self.channel().await)
     }
 
+    /// A container that answers what it reads; whoever attaches now comes after its first words.
+    pub fn one_that_has_spoken(&self) -> String {
+        let script = "echo long before; while read line; do echo \"$line too\"; done";
+        let container = self.container(&self.pod(NamespaceMode::Pod), &["sh", "-c", script], |config| {
+            config.stdin = true;
+            config.log_path = "said".into();
+        });
+        eventually("it has spoken", || {
+            std::fs::read_to_string(self.logs().join("said")).is_ok_and(|said| said.contains("long before\n"))
+        });
+        container
+    }
+
     /// Where containers that have a `log_path` log.
-    pub fn logs(&self) -> PathBuf {
+    fn logs(&self) -> PathBuf {
         self.dir.path().join("logs")
     }
 

@@ -6,7 +6,7 @@ use crisp::cri::{AttachRequest, NamespaceMode};
 use crisp::streaming::spdy::frame::Head;
 
 use crate::endpoint;
-use crate::node::{Node, eventually};
+use crate::node::Node;
 use crate::wire::Spdy;
 
 /// A version's name, and whether its last word is a Status. The empty one is that of clients that name none.
@@ -59,14 +59,7 @@ fn every_version_has_its_streams_and_its_last_word() {
 #[test]
 fn every_version_attaches_and_sees_what_comes_from_then_on() {
     let node = Node::start();
-    let script = "echo long before; while read line; do echo \"$line too\"; done";
-    let container = node.container(&node.pod(NamespaceMode::Pod), &["sh", "-c", script], |config| {
-        config.stdin = true;
-        config.log_path = "said".into();
-    });
-    eventually("it has spoken", || {
-        std::fs::read_to_string(node.logs().join("said")).is_ok_and(|said| said.contains("long before\n"))
-    });
+    let container = node.one_that_has_spoken();
     for &(version, _) in versions() {
         let request = AttachRequest {
             container_id: container.clone(),

@@ -69,10 +69,7 @@ fn exec_speaks_every_protocol() {
 #[test]
 fn attach_speaks_every_protocol() {
     let node = Node::start();
-    let script = "echo long before; while read line; do echo \"$line too\"; done";
-    let container = node.container(&node.pod(NamespaceMode::Pod), &["sh", "-c", script], |config| {
-        config.stdin = true;
-    });
+    let container = node.one_that_has_spoken();
     for (protocol, _) in PROTOCOLS {
         let url = attach_url(&node, &container, false);
         node.wait(async {
