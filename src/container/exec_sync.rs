@@ -10,7 +10,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::leash::{Entry, ExecCgroups, Leash};
 use super::{Container, ContainerError, Containers, blocking, spec};
-use crate::monitor::client::{ExecFds, ExecSpec, RunningExec};
+use crate::monitor::client::{Client, ExecFds, ExecSpec, RunningExec};
 
 /// The most of each stream that is kept (CRI: ExecSyncRequest); the rest is read and dropped, so that the command
 /// neither blocks nor fills the daemon's memory.
@@ -42,8 +42,12 @@ impl Containers {
     ) -> Result<ExecOutput, ContainerError> {
         let until = (!timeout.is_zero()).then(|| tokio::time::Instant::now() + timeout);
         let container = self.find(id)?;
-        let (leash, entry) = self.enter(&container).await?;
-        let work = self.run_and_collect(&container, entry, command);
+        let mut leash = None;
+        let work = async {
+            let (monitor, held, entry) = self.enter(&container).await?;
+            leash = Some(held);
+            self.run_and_collect(&container, &monitor, entry, command).await
+        };
         let outcome = match until {
             None => work.await,
             Some(until) => tokio::time::timeout_at(until, work).await.unwrap_or_else(|_| {
@@ -54,21 +58,18 @@ impl Containers {
                 })
             }),
         };
-        match outcome {
-            Ok(output) => {
-                leash.ended();
-                Ok(output)
-            }
-            Err(error) => {
-                leash.kill_now().await;
-                Err(error)
-            }
+        match (leash, &outcome) {
+            (Some(leash), Ok(_)) => leash.ended(),
+            (Some(leash), Err(_)) => leash.kill_now().await,
+            (None, _) => {}
         }
+        outcome
     }
 
     async fn run_and_collect(
         &self,
         container: &Container,
+        monitor: &Client,
         entry: Entry,
         command: &[String],
     ) -> Result<ExecOutput, ContainerError> {
@@ -79,7 +80,7 @@ impl Containers {
             stderr: Some(stderr_write),
             ..ExecFds::default()
         };
-        let running = self.launch_in(container, entry, command, false, fds).await?;
+        let running = self.launch_in(container, monitor, entry, command, false, fds).await?;
         collect(container, running, stdout, stderr).await
     }
 
@@ -91,29 +92,34 @@ impl Containers {
         tty: bool,
         fds: ExecFds,
     ) -> Result<(RunningExec, Leash), ContainerError> {
-        let (leash, entry) = self.enter(container).await?;
-        let running = self.launch_in(container, entry, command, tty, fds).await?;
+        let (monitor, leash, entry) = self.enter(container).await?;
+        let running = self.launch_in(container, &monitor, entry, command, tty, fds).await?;
         Ok((running, leash))
     }
 
-    /// Makes the cgroups of a command in a running container.
-    async fn enter(&self, container: &Arc<Container>) -> Result<(Leash, Entry), ContainerError> {
+    /// Makes the cgroups of a command in a running container, whose monitor is there.
+    async fn enter(&self, container: &Arc<Container>) -> Result<(Client, Leash, Entry), ContainerError> {
         container.check_running()?;
+        // Before the cgroups: of a monitor that was silent until now, the commands of an earlier daemon are ended by
+        // those that there are.
+        let monitor = container.monitor().await?;
         let made = blocking({
             let (cgroups, container) = (self.parts.cgroups.clone(), container.clone());
             // On its leash at once: the request may be gone by now.
             move || ExecCgroups::make(&cgroups, &container.record).map(|(made, entry)| (Leash::new(made), entry))
         });
-        made.await.map_err(|source| ContainerError::Cgroup {
+        let (leash, entry) = made.await.map_err(|source| ContainerError::Cgroup {
             op: "enter",
             path: container.record.cgroup.clone(),
             source,
-        })
+        })?;
+        Ok((monitor, leash, entry))
     }
 
     async fn launch_in(
         &self,
         container: &Container,
+        monitor: &Client,
         entry: Entry,
         command: &[String],
         tty: bool,
@@ -123,7 +129,6 @@ impl Containers {
         let mut policy = spec::exec_process(container.policy()?, command, tty)?;
         policy.oom_score_adj =
             spec::process::oom_score_adj(Some(&container.resources.lock().expect("no panic holds it")))?;
-        let monitor = container.monitor().await?;
         let mut request = ExecSpec {
             container_id: id.to_string(),
             tty,
