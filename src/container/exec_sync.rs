@@ -40,7 +40,9 @@ impl Containers {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecOutput, ContainerError> {
-        let until = (!timeout.is_zero()).then(|| tokio::time::Instant::now() + timeout);
+        // One beyond what the clock can name is as good as none.
+        let until = Some(timeout).filter(|timeout| !timeout.is_zero());
+        let until = until.and_then(|timeout| tokio::time::Instant::now().checked_add(timeout));
         let container = self.find(id)?;
         let mut leash = None;
         let work = async {
@@ -103,10 +105,14 @@ impl Containers {
         // Before the cgroups: of a monitor that was silent until now, the commands of an earlier daemon are ended by
         // those that there are.
         let monitor = container.monitor().await?;
+        let exec_id = monitor.new_exec_id();
         let made = blocking({
             let (cgroups, container) = (self.parts.cgroups.clone(), container.clone());
             // On its leash at once: the request may be gone by now.
-            move || ExecCgroups::make(&cgroups, &container.record).map(|(made, entry)| (Leash::new(made), entry))
+            move || {
+                let made = ExecCgroups::make(&cgroups, &container.record, exec_id);
+                made.map(|(made, entry)| (Leash::new(made), entry))
+            }
         });
         let (leash, entry) = made.await.map_err(|source| ContainerError::Cgroup {
             op: "enter",
@@ -131,6 +137,7 @@ impl Containers {
             spec::process::oom_score_adj(Some(&container.resources.lock().expect("no panic holds it")))?;
         let mut request = ExecSpec {
             container_id: id.to_string(),
+            exec_id: Some(entry.exec_id),
             tty,
             ..ExecSpec::default()
         };

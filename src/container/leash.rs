@@ -1,9 +1,11 @@
 //! The cgroups of commands: what a command started can be killed by them, whatever it forked.
 //!
 //! ```text
-//! <cgroup_parent>/<container id>/exec-<n>                 the command, born there
-//! <cgroup_parent>/<sandbox id>/exec-<n>-<container id>    on cgroup v2, the external runtime that starts it
+//! <cgroup_parent>/<container id>/exec-<exec id>                 the command, born there
+//! <cgroup_parent>/<sandbox id>/exec-<exec id>-<container id>    on cgroup v2, the external runtime that starts it
 //! ```
+//! The id is that which the monitor knows the command by: it tells a later daemon which are under way.
+//!
 //! An external runtime is no guest of the container's: its threads and its memory would count in the container's limits, and
 //! an exec probe could have the container killed for want of memory. On v1 limits are in other hierarchies than the one
 //! with the command's cgroup, so it begins there.
@@ -11,11 +13,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{blocking, now_ns};
+use super::blocking;
 use crate::store::ContainerRecord;
 use crate::sys::cgroup::{Cgroup, Child, Hierarchy};
 
@@ -35,6 +36,7 @@ pub(super) struct ExecCgroups {
 
 /// What a command's first process joins to be in its place in each hierarchy.
 pub(super) struct Entry {
+    pub exec_id: u64,
     /// Of the command's cgroup, below its container's.
     pub name: String,
     pub v1_tasks: Vec<OwnedFd>,
@@ -47,36 +49,34 @@ pub(super) struct Leash {
     cgroups: Option<ExecCgroups>,
 }
 
-fn new_name() -> String {
-    // Later than those of an earlier daemon, whose commands may have left something running.
-    static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(now_ns().unsigned_abs()));
-    format!("{PREFIX}{}", NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
 impl ExecCgroups {
     /// Makes those of a new command in a container, and says how its first process comes into them. Blocks.
-    pub(super) fn make(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<(Self, Entry)> {
+    pub(super) fn make(
+        hierarchy: &Arc<Hierarchy>,
+        record: &ContainerRecord,
+        exec_id: u64,
+    ) -> io::Result<(Self, Entry)> {
         let mut made = Self::default();
-        let entry = made.fill(hierarchy, record);
+        let entry = made.fill(hierarchy, record, exec_id);
         if entry.is_err() {
             made.end_logged();
         }
         Ok((made, entry?))
     }
 
-    fn fill(&mut self, hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Entry> {
+    fn fill(&mut self, hierarchy: &Arc<Hierarchy>, record: &ContainerRecord, exec_id: u64) -> io::Result<Entry> {
         let container = Cgroup::open(hierarchy, &record.cgroup)?;
-        let name = new_name();
+        let name = format!("{PREFIX}{exec_id}");
         self.command = match container.child(&name) {
-            // Where no cgroup2 is mounted a command has no cgroup of its own: its first process is all that a timeout
-            // can kill.
+            // Where no cgroup2 is mounted a command has no cgroup of its own, and is not killed at its timeout.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
             child => Some(child?),
         };
         if record.runtime.is_some() && hierarchy.is_v2() {
-            let runtime = beside(&container, hierarchy, record)?.child(&of_runtime(&name, record))?;
+            let runtime = beside(hierarchy, record)?.child(&of_runtime(&name, record))?;
             let runtime = self.runtime.insert(runtime);
             return Ok(Entry {
+                exec_id,
                 name,
                 v1_tasks: Vec::new(),
                 cgroup2_dir: Some(runtime.directory_fd()?),
@@ -85,48 +85,39 @@ impl ExecCgroups {
         let joined = container.join_fds()?;
         let own = self.command.as_ref().map(Child::directory_fd).transpose()?;
         Ok(Entry {
+            exec_id,
             name,
             v1_tasks: joined.tasks,
             cgroup2_dir: own.or(joined.directory),
         })
     }
 
-    /// Those of all commands in a container. Blocks.
-    pub(super) fn find(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Vec<Self>> {
-        let mut found: BTreeMap<String, Self> = BTreeMap::new();
-        let container = Cgroup::open(hierarchy, &record.cgroup)?;
-        for child in container.children()? {
-            if let Some(name) = child.name().filter(|name| name.starts_with(PREFIX)).map(str::to_owned) {
-                found.entry(name).or_default().command = Some(child);
+    /// Those of all commands in a container, by their ids. Blocks.
+    pub(super) fn find(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<BTreeMap<u64, Self>> {
+        let mut found: BTreeMap<u64, Self> = BTreeMap::new();
+        for child in Cgroup::open(hierarchy, &record.cgroup)?.children()? {
+            if let Some(exec_id) = child.name().and_then(id_of) {
+                found.entry(exec_id).or_default().command = Some(child);
             }
         }
-        if record.runtime.is_some() {
-            let suffix = of_runtime("", record);
-            for child in beside(&container, hierarchy, record)?.children()? {
-                if let Some(name) = child
-                    .name()
-                    .and_then(|name| name.strip_suffix(&suffix))
-                    .map(str::to_owned)
-                {
-                    found.entry(name).or_default().runtime = Some(child);
-                }
-            }
+        for (exec_id, runtime) in runtimes(hierarchy, record)? {
+            found.entry(exec_id).or_default().runtime = Some(runtime);
         }
-        Ok(found.into_values().collect())
+        Ok(found)
     }
 
-    /// Ends the command of an earlier daemon: nobody waits for it, nor kills it at its timeout. `running` are the processes
-    /// of commands that run, or that are being started; what a command that has ended left behind goes on, as it would have.
-    /// Blocks.
-    pub(super) fn end_found(self, running: &[i32]) -> io::Result<()> {
-        let mut pids = Vec::new();
-        for child in self.each() {
-            pids.append(&mut child.pids()?);
+    /// Of the commands of an earlier daemon, `found`, ends those that are `under_way`: nobody waits for them, nor kills
+    /// them at their timeout. What a command that has ended left behind goes on, as it would have. Blocks.
+    pub(super) fn end_found(found: BTreeMap<u64, Self>, under_way: &[u64]) -> io::Result<()> {
+        let mut outcome = Ok(());
+        for (exec_id, cgroups) in found {
+            let done = match under_way.contains(&exec_id) {
+                true => cgroups.end(),
+                false => cgroups.dissolve(),
+            };
+            outcome = outcome.and(done);
         }
-        match running.iter().any(|pid| pids.contains(pid)) {
-            true => self.end(),
-            false => self.dissolve(),
-        }
+        outcome
     }
 
     fn each(&self) -> impl Iterator<Item = &Child> {
@@ -202,12 +193,34 @@ fn end(cgroup: &Child) -> io::Result<()> {
     }
 }
 
+/// Kills the external runtimes that are starting commands in a container: they are not in its cgroup. Blocks.
+pub(super) fn end_runtimes(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<()> {
+    runtimes(hierarchy, record)?
+        .iter()
+        .try_for_each(|(_, runtime)| end(runtime))
+}
+
+fn runtimes(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Vec<(u64, Child)>> {
+    if record.runtime.is_none() || !hierarchy.is_v2() {
+        return Ok(Vec::new());
+    }
+    let suffix = of_runtime("", record);
+    let of_this = |child: Child| Some((id_of(child.name()?.strip_suffix(&suffix)?)?, child));
+    let children = beside(hierarchy, record)?.children()?;
+    Ok(children.into_iter().filter_map(of_this).collect())
+}
+
 /// The cgroup of the pod's pause process, which has no limits of its own and no controllers below it.
-fn beside(container: &Cgroup, hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Cgroup> {
-    let (parent, _) = container.path().rsplit_once('/').unwrap_or_default();
+fn beside(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Cgroup> {
+    let parent = Cgroup::open(hierarchy, &record.cgroup)?.parent();
+    let parent = parent.as_ref().map_or("", Cgroup::path);
     Cgroup::open(hierarchy, &format!("{parent}/{}", record.sandbox_id))
 }
 
 fn of_runtime(name: &str, record: &ContainerRecord) -> String {
     format!("{name}-{}", record.id)
+}
+
+fn id_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.parse().ok()
 }

@@ -150,16 +150,12 @@ impl Containers {
     /// Ends the commands in the container that an earlier daemon waited for, in the background; later ones are safe.
     async fn end_execs(&self, container: &Arc<Container>, snapshot: Option<&Snapshot>) {
         let (cgroups, container) = (self.parts.cgroups.clone(), container.clone());
-        let running: Vec<i32> = snapshot
-            .iter()
-            .flat_map(|snapshot| &snapshot.execs)
-            .map(|exec| exec.process.pid)
-            .collect();
+        let execs = snapshot.iter().flat_map(|snapshot| &snapshot.execs);
+        let under_way: Vec<u64> = execs.map(|exec| exec.exec_id).collect();
         let path = container.record.cgroup.clone();
         let found = blocking(move || ExecCgroups::find(&cgroups, &container.record)).await;
         tokio::task::spawn_blocking(move || {
-            let end_each = |found: Vec<ExecCgroups>| found.into_iter().try_for_each(|found| found.end_found(&running));
-            if let Err(error) = found.and_then(end_each) {
+            if let Err(error) = found.and_then(|found| ExecCgroups::end_found(found, &under_way)) {
                 tracing::warn!(cgroup = path, %error, "commands of an earlier daemon remain");
             }
         });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::recover::exit_by_sight;
-use super::{Container, ContainerError, Containers, State, blocking};
+use super::{Container, ContainerError, Containers, State, blocking, leash};
 use crate::fault;
 use crate::model::chain;
 use crate::sys::cgroup::Cgroup;
@@ -94,7 +94,14 @@ impl Containers {
         }
         let (cgroups, path) = (self.parts.cgroups.clone(), container.record.cgroup.clone());
         let told = path.clone();
-        let left = blocking(move || Cgroup::open(&cgroups, &path)?.kill()).await;
+        let external = container.record.runtime.is_some().then(|| container.record.clone());
+        let left = blocking(move || {
+            if let Some(record) = external {
+                leash::end_runtimes(&cgroups, &record)?;
+            }
+            Cgroup::open(&cgroups, &path)?.kill()
+        })
+        .await;
         match left {
             Ok(left) if left.is_empty() => Ok(()),
             Ok(_) => Err(ContainerError::Unkillable {

@@ -116,6 +116,8 @@ pub enum NamespaceKind {
 #[derive(Clone, Debug, Default)]
 pub struct ExecSpec {
     pub container_id: String,
+    /// From [`Client::new_exec_id`]; absent where nobody needs to know it before.
+    pub exec_id: Option<u64>,
     pub policy: Policy,
     pub tty: bool,
 }
@@ -280,6 +282,11 @@ impl Client {
         self.done("start the container", SLOW, Call::Start(call), load).await
     }
 
+    /// An id for [`ExecSpec::exec_id`]: no exec of this pod has had it, nor of an earlier daemon.
+    pub fn new_exec_id(&self) -> u64 {
+        self.0.new_id()
+    }
+
     /// Starts a process in a running container.
     pub async fn exec(&self, spec: ExecSpec, fds: ExecFds) -> Result<RunningExec, MonitorError> {
         self.exec_with(spec, fds, None, Load::default()).await
@@ -292,7 +299,7 @@ impl Client {
         external: Option<ExternalExec>,
         mut load: Load,
     ) -> Result<RunningExec, MonitorError> {
-        let exec_id = self.0.new_id();
+        let exec_id = spec.exec_id.unwrap_or_else(|| self.new_exec_id());
         // Before it is asked for: it may be over before its start is known.
         let exit = self.0.expect_exec(exec_id)?;
         load.add(Role::Stdin, fds.stdin);
@@ -321,7 +328,7 @@ impl Client {
         }
     }
 
-    /// Signals a process that [`Client::exec`] started, or that a snapshot told of.
+    /// Signals a process that [`Client::exec`] started, or that a snapshot told of with its process.
     pub async fn signal_exec(&self, exec_id: u64, signo: i32) -> Result<(), MonitorError> {
         let call = Call::SignalExec(SignalExec { exec_id, signo });
         self.done("signal the exec", QUICK, call, Load::default()).await

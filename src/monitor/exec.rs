@@ -26,18 +26,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// As the daemon is told: before there is a process it is who makes it, without a start time, so that a daemon that
-    /// nobody told of it finds its cgroup.
-    pub fn snapshot(&self) -> Option<ExecSnapshot> {
-        let maker = self.birth.as_ref().map(|birth| Process {
-            pid: birth.maker,
-            start_time: 0,
-        });
-        Some(ExecSnapshot {
+    /// As the daemon is told.
+    pub fn snapshot(&self) -> ExecSnapshot {
+        ExecSnapshot {
             exec_id: self.exec_id,
             container_id: self.container_id.clone(),
-            process: self.process.or(maker)?,
-        })
+            process: self.process,
+        }
     }
 }
 
@@ -139,14 +134,6 @@ impl Monitor {
                 self.adopt_stray(process.pid);
             }
             done => self.exec_done(at, done),
-        }
-    }
-
-    /// Takes in what the births of execs have said, and nobody has looked at yet.
-    pub fn hear_execs(&mut self) {
-        // From the end: one that has failed goes, and the last takes its place.
-        for at in (0..self.execs.len()).rev() {
-            self.exec_born(at);
         }
     }
 

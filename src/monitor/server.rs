@@ -411,7 +411,6 @@ impl Monitor {
                 if let Some(connection) = &mut self.wire.connection {
                     connection.greeted = true;
                 }
-                self.hear_execs();
                 Answer::Snapshot(self.snapshot())
             }
             Call::CreateSandbox(call) => return self.create_sandbox(call, sent, reply),
@@ -445,7 +444,7 @@ impl Monitor {
             pause,
             pause_exit,
             containers: self.containers.iter().filter_map(Container::snapshot).collect(),
-            execs: self.execs.iter().filter_map(Running::snapshot).collect(),
+            execs: self.execs.iter().map(Running::snapshot).collect(),
         }
     }
 

@@ -193,9 +193,9 @@ impl Sandboxes {
         let (give, given) = oneshot::channel();
         let network = async {
             let namespaces = self.make_namespaces(record).await?;
-            // Nobody takes them where the monitor or the cgroup has failed.
             if needs_interfaces {
                 let attached = self.attach_network(record).await?;
+                // Nobody takes them where the monitor or the cgroup has failed.
                 let _ = give.send(namespaces);
                 return Ok(attached);
             }

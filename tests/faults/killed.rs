@@ -117,7 +117,7 @@ fn every_fail_point_of_the_source_is_tested() {
 struct Persistent<'a> {
     machine: &'a mut Machine,
     /// Its pods have a user namespace.
-    users: bool,
+    change: fn(&mut cri::PodSandboxConfig),
     kills: bool,
     point: &'static str,
     struck: usize,
@@ -146,9 +146,7 @@ impl Persistent<'_> {
     /// A whole life of a pod with two containers.
     async fn live(&mut self, name: &str) {
         let mut pod_config = pod(self.machine, name);
-        if self.users {
-            own_users(&mut pod_config);
-        }
+        (self.change)(&mut pod_config);
         let pod_id = self
             .ask("RunPodSandbox", async |client| client.run_pod(&pod_config).await)
             .await;
@@ -202,6 +200,12 @@ fn own_users(config: &mut cri::PodSandboxConfig) {
     });
 }
 
+/// Gives the pod a sysctl of its interface: pause waits for the network then, and is not made beside it.
+fn interface_sysctl(config: &mut cri::PodSandboxConfig) {
+    let sysctls = &mut config.linux.get_or_insert_default().sysctls;
+    sysctls.insert("net.ipv4.conf.eth0.log_martians".to_owned(), "1".to_owned());
+}
+
 /// A container that nothing may disturb.
 struct Bystander {
     pod_id: String,
@@ -240,7 +244,12 @@ impl Bystander {
     }
 }
 
-async fn every_point(machine: &mut Machine, kills: bool, users: bool, points: impl Iterator<Item = &&'static str>) {
+async fn every_point(
+    machine: &mut Machine,
+    kills: bool,
+    change: fn(&mut cri::PodSandboxConfig),
+    points: impl Iterator<Item = &&'static str>,
+) {
     let _registry = start(machine).await;
     machine.client().warm_up(machine).await;
     let empty = machine.look();
@@ -254,7 +263,7 @@ async fn every_point(machine: &mut Machine, kills: bool, users: bool, points: im
         let mut life = Persistent {
             machine,
             kills,
-            users,
+            change,
             point,
             struck: 0,
         };
@@ -281,7 +290,7 @@ async fn every_point(machine: &mut Machine, kills: bool, users: bool, points: im
 #[test]
 fn killed_at_every_point_the_daemon_finishes_or_undoes() {
     Machine::test("kill", async |machine| {
-        every_point(machine, true, false, points()).await
+        every_point(machine, true, |_| {}, points()).await
     });
 }
 
@@ -289,7 +298,7 @@ fn killed_at_every_point_the_daemon_finishes_or_undoes() {
 fn failing_at_every_point_the_daemon_undoes_and_the_same_request_succeeds() {
     let points = points().filter(|point| !BEYOND_FAILURE.contains(point));
     Machine::test("error", async |machine| {
-        every_point(machine, false, false, points).await
+        every_point(machine, false, |_| {}, points).await
     });
 }
 
@@ -309,6 +318,18 @@ const POINTS_OF_USERS: &[&str] = &[
 #[test]
 fn killed_with_a_pod_that_has_a_user_namespace_the_daemon_finishes_or_undoes() {
     Machine::test("kill-users", async |machine| {
-        every_point(machine, true, true, POINTS_OF_USERS.iter()).await
+        every_point(machine, true, own_users, POINTS_OF_USERS.iter()).await
     });
+}
+
+/// Where it makes a difference whether pause is made beside the network or after it.
+const POINTS_OF_THE_NETWORK: &[&str] = &["run: network namespace made", "run: network added", "run: pause made"];
+
+#[test]
+fn killed_or_failing_with_a_pod_whose_pause_waits_for_its_network_the_daemon_finishes_or_undoes() {
+    for kills in [true, false] {
+        Machine::test("kill-sysctl", async |machine| {
+            every_point(machine, kills, interface_sysctl, POINTS_OF_THE_NETWORK.iter()).await
+        });
+    }
 }

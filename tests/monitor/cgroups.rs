@@ -92,6 +92,7 @@ async fn containers_and_execs_are_in_the_cgroups_that_came() {
     }
     pod.client.start(&container).await.unwrap();
     let spec = crisp::monitor::client::ExecSpec {
+        exec_id: None,
         container_id: container.to_string(),
         policy: shell("exec sleep 60"),
         tty: false,
@@ -163,6 +164,7 @@ async fn a_fork_bomb_harms_neither_the_monitor_nor_its_neighbours() {
     assert_eq!((exit.code, log), (0, vec!["stdout F fine".to_owned()]));
     // An exec into it may find no room; it says so, and nothing hangs.
     let spec = crisp::monitor::client::ExecSpec {
+        exec_id: None,
         container_id: bomb.to_string(),
         policy: shell("true"),
         tty: false,

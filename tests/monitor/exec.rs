@@ -59,6 +59,7 @@ async fn standard_input_is_what_was_sent_and_a_signal_ends_it() {
     let (stdin, mut to_stdin) = std::io::pipe().unwrap();
     let (mut from_stdout, stdout) = pipe();
     let spec = ExecSpec {
+        exec_id: None,
         container_id: container.to_string(),
         policy: shell("cat; exec sleep 60"),
         tty: false,
@@ -86,6 +87,7 @@ async fn a_terminal_comes_back_and_is_the_processes_own() {
     let pod = Pod::new().await;
     let container = pod.run(shell("exec sleep 60")).await;
     let spec = ExecSpec {
+        exec_id: None,
         container_id: container.to_string(),
         policy: shell("tty; read x; stty size; cat"),
         tty: true,

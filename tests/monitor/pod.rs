@@ -238,6 +238,7 @@ impl Pod {
             cgroup_dir: None,
         };
         let spec = ExecSpec {
+            exec_id: None,
             container_id: container.to_string(),
             policy,
             tty: false,

@@ -190,6 +190,20 @@ fn a_timeout_kills_the_whole_tree_of_an_exec() {
 }
 
 #[test]
+fn a_timeout_of_any_length_is_taken() {
+    let pod = world().pod("exec-any-timeout");
+    let c = pod.idle("c", |_| {});
+    for seconds in [i64::MAX, 100_000_000_000, 0] {
+        let done = c.try_exec(&["echo", "done"], seconds).unwrap();
+        assert_eq!(
+            (done.exit_code, done.stdout.as_slice()),
+            (0, b"done\n".as_slice()),
+            "{seconds}"
+        );
+    }
+}
+
+#[test]
 fn an_exec_does_not_wait_for_what_it_leaves_behind() {
     let pod = world().pod("exec-behind");
     let c = pod.idle("c", |_| {});

@@ -165,7 +165,7 @@ pub struct ExecSnapshot {
     pub exec_id: u64,
     #[prost(string, tag = "2")]
     pub container_id: String,
-    /// While it is being started, who starts it; without a start time then.
-    #[prost(message, required, tag = "3")]
-    pub process: Process,
+    /// Absent while it is being started.
+    #[prost(message, optional, tag = "3")]
+    pub process: Option<Process>,
 }
