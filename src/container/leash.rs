@@ -195,9 +195,12 @@ fn end(cgroup: &Child) -> io::Result<()> {
 
 /// Kills the external runtimes that are starting commands in a container: they are not in its cgroup. Blocks.
 pub(super) fn end_runtimes(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<()> {
-    runtimes(hierarchy, record)?
-        .iter()
-        .try_for_each(|(_, runtime)| end(runtime))
+    let mut outcome = Ok(());
+    for (_, runtime) in runtimes(hierarchy, record)? {
+        let ended = end(&runtime);
+        outcome = outcome.and(ended);
+    }
+    outcome
 }
 
 fn runtimes(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Vec<(u64, Child)>> {

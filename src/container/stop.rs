@@ -96,8 +96,11 @@ impl Containers {
         let told = path.clone();
         let external = container.record.runtime.is_some().then(|| container.record.clone());
         let left = blocking(move || {
-            if let Some(record) = external {
-                leash::end_runtimes(&cgroups, &record)?;
+            // What remains of them ends with the pod; the container is killed all the same.
+            if let Some(record) = external
+                && let Err(error) = leash::end_runtimes(&cgroups, &record)
+            {
+                tracing::warn!(container_id = %record.id, %error, "a runtime that starts a command remains");
             }
             Cgroup::open(&cgroups, &path)?.kill()
         })
