@@ -202,4 +202,19 @@ mod tests {
         remove(&path).unwrap();
         assert!(!path.exists());
     }
+
+    #[test]
+    fn making_one_is_cheap() {
+        let dir = tempfile::tempdir().unwrap();
+        let began = std::time::Instant::now();
+        for n in 0..20 {
+            create(dir.path(), &n.to_string()).unwrap();
+        }
+        let each = began.elapsed() / 20;
+        for n in 0..20 {
+            remove(&dir.path().join(n.to_string())).unwrap();
+        }
+        println!("{each:?} each");
+        assert!(each < Duration::from_millis(50), "{each:?}");
+    }
 }

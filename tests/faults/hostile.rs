@@ -198,20 +198,37 @@ fn a_command_ends_when_its_process_does_or_its_time_is_over() {
         let before = machine.look();
 
         // Somebody else holds the output open.
+        let begin = Instant::now();
         let output = client
             .exec(&id, "sleep 4711 & echo said; exit 5", 60)
             .await
             .expect("ExecSync");
         assert_eq!((output.stdout.as_slice(), output.exit_code), (b"said\n".as_slice(), 5));
-        let kill = "kill $(ps | grep '[s]leep 4711' | { read pid rest; echo $pid; })";
-        let killed = client.exec(&id, kill, 5).await.expect("ExecSync");
-        assert_eq!(killed.exit_code, 0, "it was there still, and nobody waited for it");
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "it took {:?}",
+            begin.elapsed()
+        );
+        client
+            .exec(
+                &id,
+                "kill $(ps | grep '[s]leep 4711' | { read pid rest; echo $pid; })",
+                5,
+            )
+            .await
+            .expect("ExecSync");
         machine.nothing_is_left_since(&before);
 
         // A family, of which some have left the session.
+        let begin = Instant::now();
         let script = "setsid sleep 1000 & setsid sh -c 'trap \"\" TERM; sleep 1000 & sleep 1000' & sleep 1000";
         let refusal = client.exec(&id, script, 1).await.expect_err("its time is over");
         assert_eq!(refusal.code(), Code::DeadlineExceeded, "{refusal:?}");
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "it took {:?}",
+            begin.elapsed()
+        );
         machine.nothing_is_left_since(&before);
 
         // The client goes away.

@@ -130,9 +130,10 @@ async fn a_pull_that_nobody_waits_for_stops_at_once_and_leaves_nothing() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(*server.open.borrow() >= 4, "the other one still waits");
     assert_ne!(room.files(), before);
+    let begin = Instant::now();
     second.abort();
-    // The registry pauses for an hour.
     eventually("half layers are gone", || room.files() == before).await;
+    assert!(begin.elapsed() < Duration::from_secs(1));
     assert!(room.images.list().is_empty());
 }
 
@@ -186,9 +187,9 @@ async fn one_bad_layer_ends_the_others_too() {
     .await;
     let room = Room::with(|config| config.registry.stall_timeout = Duration::from_secs(3600)).await;
     let before = room.files();
-    let reference = format!("{}/a:v1", server.host());
-    let pulled = tokio::time::timeout(Duration::from_secs(60), room.pull(&reference)).await;
-    let error = pulled.expect("the good layer hangs for an hour").unwrap_err();
+    let begin = Instant::now();
+    let error = room.pull(&format!("{}/a:v1", server.host())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
+    assert!(begin.elapsed() < Duration::from_secs(2));
     eventually("half layers are gone", || room.files() == before).await;
 }

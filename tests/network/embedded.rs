@@ -401,7 +401,7 @@ fn a_failed_add_leaves_nothing_and_the_same_request_then_succeeds() {
 }
 
 #[test]
-fn many_at_once_lose_no_address() {
+fn many_at_once_are_quick_and_no_address_is_lost() {
     const PODS: usize = 40;
     Machine::run_test(|machine| {
         let networks = machine.open(config(machine));
@@ -435,6 +435,7 @@ fn many_at_once_lose_no_address() {
             added / PODS as u32,
             began.elapsed() / PODS as u32
         );
+        assert!(added < Duration::from_millis(20) * PODS as u32, "{added:?}");
         machine.assert_nothing_left();
     });
 }
@@ -456,7 +457,7 @@ fn a_link_goes_with_its_namespace_and_a_held_namespace_does_not_hold_it() {
         drop(gone);
         let deadline = Instant::now() + Duration::from_secs(20);
         while machine.leases() > 0
-            || ["crs-", "crisp"]
+            || ["crs", "crisp"]
                 .iter()
                 .any(|ours| machine.sh("ip -br link").contains(ours))
             || !machine.sh("nft list ruleset").is_empty()
