@@ -28,11 +28,12 @@ _PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "root_streami
 
 class Step:
     """A capability, and the command that shows it: `words` for the test program `test`, or suites of critest. `handler` makes
-    the tests' containers, if it is not crisp itself."""
+    the tests' containers, if it is not crisp itself. `seconds` it took once in an emulated machine: only how steps are divided
+    among machines depends on it."""
 
-    def __init__(self, name, *words, test=None, critest=(), driver="cgroupfs", handler="", smoke=False, more=False):
+    def __init__(self, name, *words, test=None, critest=(), driver="cgroupfs", handler="", seconds=60, smoke=False, more=False):
         self.name, self.words, self.test, self.critest = name, words, test, critest
-        self.driver, self.handler, self.smoke, self.more = driver, handler, smoke, more
+        self.driver, self.handler, self.seconds, self.smoke, self.more = driver, handler, seconds, smoke, more
 
     def argv(self, programs):
         if self.test:
@@ -54,11 +55,11 @@ _OTHERS = ("metrics::", "pod_resources::", "runtimes::")
 # What an external runtime does to a container by itself, or leaves to crisp.
 _EXTERNAL = ("limits::", "oom::", "process::", "mounts::devices", "mounts::a_directory")
 STEPS = (
-    Step("cgroup v2: made, joined, killed, removed", test="cgroup", smoke=True),
-    Step("cgroup v2: limits reach the kernel", test="cgroup_limits", smoke=True),
+    Step("cgroup v2: made, joined, killed, removed", test="cgroup", seconds=20, smoke=True),
+    Step("cgroup v2: limits reach the kernel", test="cgroup_limits", seconds=15, smoke=True),
     Step("cgroup v2: figures, pressure among them", test="stats_collector"),
-    Step("systemd: one scope per pod, limits, OOM, death of the daemon", "systemd::", test="lane", driver="systemd", smoke=True),
-    Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", smoke=True),
+    Step("systemd: one scope per pod, limits, OOM, death of the daemon", "systemd::", test="lane", driver="systemd", seconds=150, smoke=True),
+    Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", seconds=60, smoke=True),
     Step("limits, devices, OOM, daemon killed, by systemd", "limits::", test="lane", driver="systemd"),
     Step("limits, devices, OOM, daemon killed, by cgroupfs", "limits::", test="lane"),
     # `cgroups::below` and `pod_resources::a_pod_below` name paths; what slices are for them is shown above.
@@ -87,7 +88,7 @@ def arguments():
     parser.add_argument("--pack-only", action="store_true", help="build and pack, run nothing")
     parser.add_argument("--smoke", action="store_true", help="only the few steps that hack/test runs")
     parser.add_argument("--all", action="store_true", help="also the steps that another kernel is less likely to change")
-    parser.add_argument("--only", metavar="TEXT", help="only the steps whose name contains this text")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only the steps whose name contains this text, or one of these")
     parser.add_argument("--vm-run", default=os.environ.get("CRISP_VM_RUN"), metavar="PATH")
     parser.add_argument("--timeout", type=int, default=1500, metavar="SECONDS", help="of the virtual machine (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the steps")
@@ -146,16 +147,35 @@ def pack(undo):
     return archive.parent
 
 
-def in_machine(share, args, words, undo):
-    """Unpacks in the machine, at the same place: the tests have it compiled in. Gives the exit status."""
+def divided(steps, count):
+    """The steps for each of at most `count` machines, so that these take about the same time."""
+    shares = [[] for _ in range(min(count, len(steps)))]
+    for step in sorted(steps, key=lambda step: -step.seconds):
+        min(shares, key=lambda share: sum(other.seconds for other in share)).append(step)
+    return shares
+
+
+def in_machines(share, steps, args, undo):
+    """Unpacks in each machine, at the same place: the tests have it compiled in. Gives the number of steps that failed."""
     archive = "lane.tar" if args.vm_run else "/dev/vdb"
     root = vm.quoted(paths.ROOT)
-    script = f"mkdir -p {root} && tar -C {root} -xf {archive} && cd {root} && PATH=$PATH:$PWD/target/hack/bin && " \
-             f"exec hack/lane --here --packed {vm.quoted(*words)}"
-    if not args.vm_run:
-        return vm.run(share / "lane.tar", script, args.timeout, undo)
-    argv = [args.vm_run, "--share", share, "--timeout", str(args.timeout), "--", "sh", "-c", script]
-    return subprocess.run(argv, stdin=subprocess.DEVNULL).returncode
+
+    def script(steps):
+        words = [word for step in steps for word in ("--only", step.name)]
+        return f"mkdir -p {root} && tar -C {root} -xf {archive} && cd {root} && PATH=$PATH:$PWD/target/hack/bin && " \
+               f"exec hack/lane --here --packed --all {vm.quoted(*words)}"
+
+    if args.vm_run:
+        shares = [steps]
+        argv = [args.vm_run, "--share", share, "--timeout", str(args.timeout), "--", "sh", "-c", script(steps)]
+        statuses = [subprocess.run(argv, stdin=subprocess.DEVNULL).returncode]
+    else:
+        shares = divided(steps, vm.useful_machines())
+        statuses = vm.run(share / "lane.tar", [script(steps) for steps in shares], args.timeout, undo)
+    for status, steps in zip(statuses, shares):
+        if status > len(steps):
+            raise vm.VmError(f"the command in the virtual machine ended with {status}")
+    return sum(statuses)
 
 
 def lacking():
@@ -184,7 +204,8 @@ def run_step(step, programs):
     return code == 0
 
 
-def run_here(chosen, args, undo):
+def here(steps, args, undo):
+    """Gives the number of steps that failed."""
     if lacking():
         raise SystemExit(f"hack/lane: this machine lacks {' and '.join(lacking())}")
     if args.packed:
@@ -194,31 +215,40 @@ def run_here(chosen, args, undo):
         scratch = paths.scratch("lane")
         undo.push(f"directory {scratch}", shutil.rmtree, scratch)
         registry.Registry(Netns(undo), scratch, undo).provide("critest")
-    began = time.monotonic()
-    good = [step for step in chosen if run_step(step, programs)]
-    print(f"{len(good)} of {len(chosen)} capabilities hold, {time.monotonic() - began:.0f} s")
-    return len(good) == len(chosen)
+    return sum(not run_step(step, programs) for step in steps)
 
 
 def run(args, undo):
-    wanted = lambda step: args.only in step.name if args.only else args.all or not step.more
+    wanted = lambda step: any(text in step.name for text in args.only) if args.only else args.all or not step.more
     chosen = [step for step in STEPS if (not args.smoke or step.smoke) and wanted(step)]
     if args.list:
         print("\n".join(step.name for step in chosen))
-        return True
+        return 0
     if not chosen:
         raise SystemExit("hack/lane: no step is called that")
+    if args.packed:
+        # Who packed it counts.
+        return here(chosen, args, undo)
+    began = time.monotonic()
     if args.here:
-        return run_here(chosen, args, undo)
-    share = pack(undo)
-    undo.run()
-    words = [f"--{name}" for name in ("smoke", "all") if getattr(args, name)] + (["--only", args.only] if args.only else [])
-    return args.pack_only or in_machine(share, args, words, undo) == 0
+        failed = here(chosen, args, undo)
+    else:
+        share = pack(undo)
+        undo.run()
+        if args.pack_only:
+            return 0
+        failed = in_machines(share, chosen, args, undo)
+    print(f"{len(chosen) - failed} of {len(chosen)} capabilities hold, {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
 
 
 def main():
     args = arguments()
-    return command.run(lambda undo: 0 if run(args, undo) else 1)
+    try:
+        return command.run(lambda undo: run(args, undo))
+    except vm.VmError as error:
+        print(f"hack/lane: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
