@@ -8,7 +8,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use super::leash::{Entry, ExecCgroups, Leash};
+use super::leash::{self, Entry, ExecCgroups, Leash};
+use super::spec::Policy;
 use super::{Container, ContainerError, Containers, blocking, spec};
 use crate::monitor::client::{Client, ExecFds, ExecSpec, RunningExec};
 
@@ -44,11 +45,12 @@ impl Containers {
         let until = Some(timeout).filter(|timeout| !timeout.is_zero());
         let until = until.and_then(|timeout| tokio::time::Instant::now().checked_add(timeout));
         let container = self.find(id)?;
+        let policy = exec_policy(&container, command, false)?;
         let mut leash = None;
         let work = async {
             let (monitor, held, entry) = self.enter(&container).await?;
             leash = Some(held);
-            self.run_and_collect(&container, &monitor, entry, command).await
+            self.run_and_collect(&container, &monitor, entry, policy).await
         };
         let outcome = match until {
             None => work.await,
@@ -73,7 +75,7 @@ impl Containers {
         container: &Container,
         monitor: &Client,
         entry: Entry,
-        command: &[String],
+        policy: Policy,
     ) -> Result<ExecOutput, ContainerError> {
         let (stdout, stdout_write) = pipe().map_err(ContainerError::path("make a pipe for", "stdout"))?;
         let (stderr, stderr_write) = pipe().map_err(ContainerError::path("make a pipe for", "stderr"))?;
@@ -82,7 +84,7 @@ impl Containers {
             stderr: Some(stderr_write),
             ..ExecFds::default()
         };
-        let running = self.launch_in(container, monitor, entry, command, false, fds).await?;
+        let running = self.launch_in(container, monitor, entry, policy, fds).await?;
         collect(container, running, stdout, stderr).await
     }
 
@@ -94,14 +96,14 @@ impl Containers {
         tty: bool,
         fds: ExecFds,
     ) -> Result<(RunningExec, Leash), ContainerError> {
+        let policy = exec_policy(container, command, tty)?;
         let (monitor, leash, entry) = self.enter(container).await?;
-        let running = self.launch_in(container, &monitor, entry, command, tty, fds).await?;
+        let running = self.launch_in(container, &monitor, entry, policy, fds).await?;
         Ok((running, leash))
     }
 
     /// Makes the cgroups of a command in a running container, whose monitor is there.
     async fn enter(&self, container: &Arc<Container>) -> Result<(Client, Leash, Entry), ContainerError> {
-        container.check_running()?;
         // Before the cgroups: of a monitor that was silent until now, the commands of an earlier daemon are ended by
         // those that there are.
         let monitor = container.monitor().await?;
@@ -127,18 +129,14 @@ impl Containers {
         container: &Container,
         monitor: &Client,
         entry: Entry,
-        command: &[String],
-        tty: bool,
+        policy: Policy,
         fds: ExecFds,
     ) -> Result<RunningExec, ContainerError> {
         let id = &container.record.id;
-        let mut policy = spec::exec_process(container.policy()?, command, tty)?;
-        policy.oom_score_adj =
-            spec::process::oom_score_adj(Some(&container.resources.lock().expect("no panic holds it")))?;
         let mut request = ExecSpec {
             container_id: id.to_string(),
             exec_id: Some(entry.exec_id),
-            tty,
+            tty: policy.terminal,
             ..ExecSpec::default()
         };
         let mut fds = ExecFds {
@@ -155,12 +153,20 @@ impl Containers {
                 let run = self.external_run(runtime, &container.record)?;
                 let process = self.external_process(&policy)?;
                 request.policy.oom_score_adj = Some(policy.oom_score_adj);
-                let in_v2 = self.parts.cgroups.is_v2().then_some(entry.name);
+                let in_v2 = self.parts.cgroups.is_v2().then(|| leash::of_command(entry.exec_id));
                 monitor.exec_external(run, request, process, in_v2, fds).await
             }
         };
         running.map_err(ContainerError::monitor("run a command", id))
     }
+}
+
+/// What `command` is to be in a running container. Refused before anything is made for it.
+fn exec_policy(container: &Container, command: &[String], tty: bool) -> Result<Policy, ContainerError> {
+    container.check_running()?;
+    let mut policy = spec::exec_process(container.policy()?, command, tty)?;
+    policy.oom_score_adj = spec::process::oom_score_adj(Some(&container.resources.lock().expect("no panic holds it")))?;
+    Ok(policy)
 }
 
 /// Reads both streams until the command has ended and its output is complete.

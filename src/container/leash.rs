@@ -37,8 +37,6 @@ pub(super) struct ExecCgroups {
 /// What a command's first process joins to be in its place in each hierarchy.
 pub(super) struct Entry {
     pub exec_id: u64,
-    /// Of the command's cgroup, below its container's.
-    pub name: String,
     pub v1_tasks: Vec<OwnedFd>,
     pub cgroup2_dir: Option<OwnedFd>,
 }
@@ -66,18 +64,16 @@ impl ExecCgroups {
 
     fn fill(&mut self, hierarchy: &Arc<Hierarchy>, record: &ContainerRecord, exec_id: u64) -> io::Result<Entry> {
         let container = Cgroup::open(hierarchy, &record.cgroup)?;
-        let name = format!("{PREFIX}{exec_id}");
-        self.command = match container.child(&name) {
+        self.command = match container.child(&of_command(exec_id)) {
             // Where no cgroup2 is mounted a command has no cgroup of its own, and is not killed at its timeout.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => None,
             child => Some(child?),
         };
         if record.runtime.is_some() && hierarchy.is_v2() {
-            let runtime = beside(hierarchy, record)?.child(&of_runtime(&name, record))?;
+            let runtime = beside(hierarchy, record)?.child(&of_runtime(&of_command(exec_id), record))?;
             let runtime = self.runtime.insert(runtime);
             return Ok(Entry {
                 exec_id,
-                name,
                 v1_tasks: Vec::new(),
                 cgroup2_dir: Some(runtime.directory_fd()?),
             });
@@ -86,7 +82,6 @@ impl ExecCgroups {
         let own = self.command.as_ref().map(Child::directory_fd).transpose()?;
         Ok(Entry {
             exec_id,
-            name,
             v1_tasks: joined.tasks,
             cgroup2_dir: own.or(joined.directory),
         })
@@ -109,29 +104,15 @@ impl ExecCgroups {
     /// Of the commands of an earlier daemon, `found`, ends those that are `under_way`: nobody waits for them, nor kills
     /// them at their timeout. What a command that has ended left behind goes on, as it would have. Blocks.
     pub(super) fn end_found(found: BTreeMap<u64, Self>, under_way: &[u64]) -> io::Result<()> {
-        let mut outcome = Ok(());
-        for (exec_id, cgroups) in found {
-            let done = match under_way.contains(&exec_id) {
-                true => cgroups.end(),
-                false => cgroups.dissolve(),
-            };
-            outcome = outcome.and(done);
-        }
-        outcome
-    }
-
-    fn each(&self) -> impl Iterator<Item = &Child> {
-        self.runtime.iter().chain(&self.command)
+        each(found, |(exec_id, cgroups)| match under_way.contains(&exec_id) {
+            true => cgroups.end(),
+            false => cgroups.dissolve(),
+        })
     }
 
     /// Kills everybody in them, waits for that and removes them. Blocks.
     fn end(&self) -> io::Result<()> {
-        let mut outcome = Ok(());
-        for cgroup in self.each() {
-            let ended = end(cgroup);
-            outcome = outcome.and(ended);
-        }
-        outcome
+        each(self.runtime.iter().chain(&self.command), end)
     }
 
     fn end_logged(&self) {
@@ -180,6 +161,16 @@ impl Drop for Leash {
     }
 }
 
+/// Does `work` on each, also after one failed; the first error is told.
+fn each<T>(them: impl IntoIterator<Item = T>, work: impl Fn(T) -> io::Result<()>) -> io::Result<()> {
+    let mut outcome = Ok(());
+    for one in them {
+        let done = work(one);
+        outcome = outcome.and(done);
+    }
+    outcome
+}
+
 /// Kills and removes. Whoever is born there meanwhile, on a request that is still on its way, is killed too.
 fn end(cgroup: &Child) -> io::Result<()> {
     let deadline = Instant::now() + KILL_PATIENCE;
@@ -195,12 +186,7 @@ fn end(cgroup: &Child) -> io::Result<()> {
 
 /// Kills the external runtimes that are starting commands in a container: they are not in its cgroup. Blocks.
 pub(super) fn end_runtimes(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<()> {
-    let mut outcome = Ok(());
-    for (_, runtime) in runtimes(hierarchy, record)? {
-        let ended = end(&runtime);
-        outcome = outcome.and(ended);
-    }
-    outcome
+    each(runtimes(hierarchy, record)?, |(_, runtime)| end(&runtime))
 }
 
 fn runtimes(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Vec<(u64, Child)>> {
@@ -218,6 +204,11 @@ fn beside(hierarchy: &Arc<Hierarchy>, record: &ContainerRecord) -> io::Result<Cg
     let parent = Cgroup::open(hierarchy, &record.cgroup)?.parent();
     let parent = parent.as_ref().map_or("", Cgroup::path);
     Cgroup::open(hierarchy, &format!("{parent}/{}", record.sandbox_id))
+}
+
+/// The name of a command's cgroup, below its container's.
+pub(super) fn of_command(exec_id: u64) -> String {
+    format!("{PREFIX}{exec_id}")
 }
 
 fn of_runtime(name: &str, record: &ContainerRecord) -> String {
