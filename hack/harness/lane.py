@@ -1,6 +1,7 @@
 """hack/lane: what needs pure cgroup v2, systemd as PID 1 or AppArmor, which a machine of another kind cannot show.
 
-It is built here and runs in a virtual machine, which is made of this machine's own packages when it is first needed.
+It is built here and runs in virtual machines, which are made of this machine's own packages when they are first needed: emulated
+ones run one per processor, each with a part of the steps.
 --vm-run or CRISP_VM_RUN names another command that runs one, called as `VM_RUN --share DIR --timeout SECONDS -- COMMAND...`:
 DIR is seen read-only as the working directory, the command runs as root, and its exit status is VM_RUN's.
 `--here` runs it on this machine, which must be of that kind.
@@ -57,14 +58,14 @@ _EXTERNAL = ("limits::", "oom::", "process::", "mounts::devices", "mounts::a_dir
 STEPS = (
     Step("cgroup v2: made, joined, killed, removed", test="cgroup", seconds=20, smoke=True),
     Step("cgroup v2: limits reach the kernel", test="cgroup_limits", seconds=15, smoke=True),
-    Step("cgroup v2: figures, pressure among them", test="stats_collector"),
+    Step("cgroup v2: figures, pressure among them", test="stats_collector", seconds=30),
     Step("systemd: one scope per pod, limits, OOM, death of the daemon", "systemd::", test="lane", driver="systemd", seconds=150, smoke=True),
     Step("AppArmor: default, node's own, none, not loaded", "apparmor::", test="lane", driver="systemd", seconds=60, smoke=True),
-    Step("limits, devices, OOM, daemon killed, by systemd", "limits::", test="lane", driver="systemd"),
-    Step("limits, devices, OOM, daemon killed, by cgroupfs", "limits::", test="lane"),
+    Step("limits, devices, OOM, daemon killed, by systemd", "limits::", test="lane", driver="systemd", seconds=100),
+    Step("limits, devices, OOM, daemon killed, by cgroupfs", "limits::", test="lane", seconds=90),
     # `cgroups::below` and `pod_resources::a_pod_below` name paths; what slices are for them is shown above.
-    Step("pods on cgroup v2 by systemd", *_PODS, "--skip", "cgroups::below", test="pods", driver="systemd"),
-    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods"),
+    Step("pods on cgroup v2 by systemd", *_PODS, "--skip", "cgroups::below", test="pods", driver="systemd", seconds=290),
+    Step("pods on cgroup v2 by cgroupfs", *_PODS, test="pods", seconds=290),
     Step("figures, limits of pods, runc and crun, by systemd", *_OTHERS, "--skip", "pod_resources::a_pod_below", test="pods",
          driver="systemd", more=True),
     Step("figures, limits of pods, runc and crun, by cgroupfs", *_OTHERS, test="pods", more=True),
@@ -74,10 +75,11 @@ STEPS = (
     # Gigabytes are no matter of cgroups.
     Step("exec, attach and port-forward, with users of the pod's own too", "exec::", "attach::", "port_forward::", "userns::",
          "--skip", "exec::every_byte", test="root_streaming", more=True),
-    Step("critest by systemd: AppArmor, OOM, Container, Security Context", critest=("apparmor", "oom", "container", "security"), driver="systemd"),
-    Step("critest by cgroupfs: OOM, Container, Security Context", critest=("oom", "container", "security")),
+    Step("critest by systemd: AppArmor, OOM, Container, Security Context", critest=("apparmor", "oom", "container", "security"),
+         driver="systemd", seconds=210),
+    Step("critest by cgroupfs: OOM, Container, Security Context", critest=("oom", "container", "security"), seconds=170),
     Step("death of daemon, monitor and pause, a fork bomb, by systemd", "daemon_dead::", "pod_dead::", "hostile::a_fork", "hostile::nothing",
-         test="faults", driver="systemd"),
+         test="faults", driver="systemd", seconds=190),
 )
 
 
@@ -90,7 +92,7 @@ def arguments():
     parser.add_argument("--all", action="store_true", help="also the steps that another kernel is less likely to change")
     parser.add_argument("--only", action="append", metavar="TEXT", help="only the steps whose name contains this text, or one of these")
     parser.add_argument("--vm-run", default=os.environ.get("CRISP_VM_RUN"), metavar="PATH")
-    parser.add_argument("--timeout", type=int, default=1500, metavar="SECONDS", help="of the virtual machine (default: %(default)s)")
+    parser.add_argument("--timeout", type=int, default=1500, metavar="SECONDS", help="of the virtual machines (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the steps")
     return parser.parse_args()
 
