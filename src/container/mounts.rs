@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::fstatfs;
 
 use super::layers::{Layers, Users};
 use super::spec::{Bind, BindSource};
@@ -75,12 +77,13 @@ impl Containers {
             users: origins.users,
         };
         let opened = self.hung.ask(&paths, move |asking| {
+            let mut budget = volume::Budget::default();
             let sources = sources.into_iter();
             let opened = sources.map(|(source, bind)| {
                 if let Some(path) = source.path() {
                     asking.at(path)?;
                 }
-                open(source, &bind, &from)
+                open(source, &bind, &from, &mut budget)
             });
             opened.collect()
         });
@@ -138,7 +141,8 @@ struct From {
     users: Option<Users>,
 }
 
-fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerError> {
+/// Opens one bind; what an image's volume is filled with comes off the container's `budget`.
+fn open(source: Source, bind: &Bind, from: &From, budget: &mut volume::Budget) -> Result<OwnedFd, ContainerError> {
     let at = &bind.destination;
     let users = from.users.as_ref().filter(|_| bind.id_mapped);
     let map = |tree: OwnedFd, path: &Path| match users {
@@ -164,11 +168,15 @@ fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerEr
             .map_err(ContainerError::path("mount an image at", at))?,
         Source::Volume { dir, from: inside } => {
             let ids = users.map(|users| users.ids);
-            volume::fill(&from.rootfs, inside, dir, ids).map_err(ContainerError::path("fill the volume", inside))?;
+            volume::fill(&from.rootfs, inside, dir, ids, budget)
+                .map_err(ContainerError::path("fill the volume", inside))?;
             let tree = mount::clone_tree(dir, false).map_err(ContainerError::path("mount", dir))?;
             map(tree, dir)?
         }
     };
+    if at == Path::new("/proc") {
+        require_proc(mount.as_fd())?;
+    }
     // Read-only is the top mount's own, unless asked for otherwise. The rest is everything's below: what is not to be
     // executed here is not to be executed there either.
     let all_below = Attributes {
@@ -187,6 +195,17 @@ fn open(source: Source, bind: &Bind, from: &From) -> Result<OwnedFd, ContainerEr
         .and_then(|()| mount::set_attributes(mount.as_fd(), top))
         .map_err(ContainerError::path("set the attributes of the mount for", at))?;
     Ok(mount)
+}
+
+/// Refuses anything but the kernel's own at /proc: what libcontainer and the container's programs read and write there,
+/// the profile of a process among it, would be whatever the volume says.
+fn require_proc(mount: BorrowedFd<'_>) -> Result<(), ContainerError> {
+    let kind = fstatfs(mount).map_err(|error| ContainerError::path("look at the mount for", "/proc")(error.into()))?;
+    if kind.f_type == rustix::fs::PROC_SUPER_MAGIC {
+        return Ok(());
+    }
+    let what = "mount at /proc: it is not a proc file system".to_owned();
+    Err(ContainerError::Invalid { what })
 }
 
 /// Refuses a bind whose mount on the host does not pass on what is mounted: the container would wait in vain.

@@ -351,6 +351,8 @@ fn mounts_that_cannot_be_are_refused_by_name() {
         (bind(Path::new("relative"), "/m"), "not absolute"),
         (bind(&dir, ""), "nowhere"),
         (bind(&dir, "/a/.."), "root file system"),
+        (bind(&dir, "/proc"), "not a proc file system"),
+        (bind(&dir, "/run/../proc/"), "not a proc file system"),
         (
             cri::Mount {
                 propagation: 8,

@@ -1,5 +1,6 @@
 //! What runs, in which environment, where: the request's words put together with the image's.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::Input;
@@ -44,14 +45,14 @@ pub fn exec_process(container: &Policy, cmd: &[String], tty: bool) -> Result<Pol
         return Err(SpecError::NothingToRun);
     }
     let args = checked_args(cmd)?;
-    let mut env = Environment(container.env.clone());
-    if tty {
-        env.set_default("TERM", DEFAULT_TERM.as_bytes());
+    let mut env = container.env.clone();
+    if tty && !env.iter().any(|entry| entry.starts_with(b"TERM=")) {
+        env.push(entry("TERM", DEFAULT_TERM.as_bytes()));
     }
-    check_size(&args, &env.0)?;
+    check_size(&args, &env)?;
     Ok(Policy {
         args,
-        env: env.0,
+        env,
         terminal: tty,
         ..container.clone()
     })
@@ -88,44 +89,56 @@ fn checked_args(args: &[String]) -> Result<Vec<Vec<u8>>, SpecError> {
     args.iter().map(one).collect()
 }
 
+fn entry(name: &str, value: &[u8]) -> Vec<u8> {
+    [name.as_bytes(), b"=", value].concat()
+}
+
 /// An environment in order, each name once.
-struct Environment(Vec<Vec<u8>>);
+#[derive(Default)]
+struct Environment<'a> {
+    entries: Vec<Vec<u8>>,
+    /// Where the entry of a name is: an image may have hundreds of thousands, too many to look through for each.
+    positions: HashMap<&'a str, usize>,
+    /// What the names cost of [`LARGEST_TOTAL`].
+    names_cost: u64,
+}
 
-impl Environment {
-    fn position(&self, name: &[u8]) -> Option<usize> {
-        let is = |entry: &Vec<u8>| entry.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"="));
-        self.0.iter().position(is)
-    }
-
-    fn set(&mut self, name: &str, value: &[u8]) {
-        let entry = [name.as_bytes(), b"=", value].concat();
-        match self.position(name.as_bytes()) {
-            Some(n) => self.0[n] = entry,
-            None => self.0.push(entry),
+impl<'a> Environment<'a> {
+    fn set(&mut self, name: &'a str, value: &[u8]) -> Result<(), SpecError> {
+        if let Some(n) = self.positions.get(name) {
+            self.entries[*n] = entry(name, value);
+            return Ok(());
         }
-    }
-
-    fn set_default(&mut self, name: &str, value: &[u8]) {
-        if self.position(name.as_bytes()).is_none() {
-            self.set(name, value);
+        // A name stays, whatever comes after it: the rest need not be built to know that it is too much.
+        self.names_cost += cost(name.len() as u64 + 1);
+        if self.names_cost > LARGEST_TOTAL {
+            return Err(SpecError::TooLarge {
+                what: "names of the environment together",
+                size: self.names_cost,
+                limit: LARGEST_TOTAL,
+            });
         }
+        self.positions.insert(name, self.entries.len());
+        self.entries.push(entry(name, value));
+        Ok(())
     }
 
     fn is_empty_or_missing(&self, name: &str) -> bool {
-        self.position(name.as_bytes())
-            .is_none_or(|n| self.0[n].len() == name.len() + 1)
+        self.positions
+            .get(name)
+            .is_none_or(|n| self.entries[*n].len() == name.len() + 1)
     }
 }
 
 /// The image's environment, then the request's over it. PATH and HOME are always there: without PATH nothing is
 /// found, without HOME the C library would look it up with whatever the image brings for that.
 fn environment(input: &Input<'_>, identity: &Identity) -> Result<Vec<Vec<u8>>, SpecError> {
-    let mut env = Environment(Vec::new());
-    env.set("PATH", DEFAULT_PATH.as_bytes());
+    let mut env = Environment::default();
+    env.set("PATH", DEFAULT_PATH.as_bytes())?;
     check_variable("host name", "HOSTNAME", input.hostname.as_bytes())?;
-    env.set("HOSTNAME", input.hostname.as_bytes());
+    env.set("HOSTNAME", input.hostname.as_bytes())?;
     if input.container.tty {
-        env.set("TERM", DEFAULT_TERM.as_bytes());
+        env.set("TERM", DEFAULT_TERM.as_bytes())?;
     }
     let of_image = input.image.config().as_ref().and_then(|config| config.env().as_ref());
     for entry in of_image.into_iter().flatten() {
@@ -134,16 +147,16 @@ fn environment(input: &Input<'_>, identity: &Identity) -> Result<Vec<Vec<u8>>, S
             continue;
         };
         check_variable("variable of the image", name, value.as_bytes())?;
-        env.set(name, value.as_bytes());
+        env.set(name, value.as_bytes())?;
     }
     for cri::KeyValue { key, value } in &input.container.envs {
         check_variable("environment variable", key, value)?;
-        env.set(key, value);
+        env.set(key, value)?;
     }
     if env.is_empty_or_missing("HOME") {
-        env.set("HOME", &identity.home);
+        env.set("HOME", &identity.home)?;
     }
-    Ok(env.0)
+    Ok(env.entries)
 }
 
 fn check_variable(what: &'static str, name: &str, value: &[u8]) -> Result<(), SpecError> {
@@ -155,6 +168,11 @@ fn check_variable(what: &'static str, name: &str, value: &[u8]) -> Result<(), Sp
         _ => return Ok(()),
     };
     Err(SpecError::invalid(what, name, reason))
+}
+
+/// What a string of so many bytes costs of [`LARGEST_TOTAL`]: a NUL and a pointer more.
+fn cost(size: u64) -> u64 {
+    size + 1 + 8
 }
 
 fn check_size(args: &[Vec<u8>], env: &[Vec<u8>]) -> Result<(), SpecError> {
@@ -169,8 +187,7 @@ fn check_size(args: &[Vec<u8>], env: &[Vec<u8>]) -> Result<(), SpecError> {
                     limit: LONGEST_STRING,
                 });
             }
-            // Each costs its bytes, a NUL and a pointer.
-            total += size + 1 + 8;
+            total += cost(size);
         }
     }
     if total > LARGEST_TOTAL {

@@ -173,6 +173,43 @@ fn the_environment_is_the_images_under_the_requests_and_may_be_binary() {
 }
 
 #[test]
+fn an_image_may_have_hundreds_of_thousands_of_variables() {
+    // Within every bound: each was looked for among all before it, which kept a processor for minutes.
+    let mut world = world();
+    let names = || (0..300_000).map(|n| format!("V{n}"));
+    let variables = names().map(|name| name + "=a").chain(names().map(|name| name + "=b"));
+    world.image = ConfigBuilder::default()
+        .env(variables.collect::<Vec<_>>())
+        .build()
+        .unwrap();
+    world.container.envs = vec![cri::KeyValue {
+        key: "V7".into(),
+        value: b"c".to_vec(),
+    }];
+    let env = words(&world.build().unwrap().policy.env);
+    // PATH and HOSTNAME before them, HOME behind them.
+    assert_eq!(env.len(), 300_003);
+    assert_eq!(env[2..5], ["V0=b", "V1=b", "V2=b"]);
+    assert_eq!(env[9], "V7=c");
+    assert_eq!(env[300_001], "V299999=b");
+}
+
+#[test]
+fn an_environment_is_refused_as_soon_as_its_names_are_too_much() {
+    // What comes last is wrong, too: if that is said, all before it was put together in vain.
+    let mut world = world();
+    let names = (0..300_000).map(|n| format!("VARIABLE_{n:09}="));
+    world.image = ConfigBuilder::default()
+        .env(names.chain(["=".to_owned()]).collect::<Vec<_>>())
+        .build()
+        .unwrap();
+    match world.build() {
+        Err(SpecError::TooLarge { what, .. }) => assert_eq!(what, "names of the environment together"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn what_execve_would_refuse_is_refused_before() {
     let mut world = world();
     world.container.args = vec!["a\0b".into()];

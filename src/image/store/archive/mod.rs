@@ -20,7 +20,7 @@ use super::LayerError;
 /// Headers and data are padded to this.
 const BLOCK: usize = 512;
 
-/// The most bytes of one extended header or long name; everything in it goes to memory.
+/// The most bytes of all extended headers and long names before one entry; everything in them goes to memory.
 const MAX_EXTENSION: u64 = 1 << 20;
 
 /// What an entry makes.
@@ -99,6 +99,7 @@ impl<R: BufRead> Archive<R> {
         let mut overrides = Overrides::default();
         let mut long_path = None;
         let mut long_link = None;
+        let mut room = MAX_EXTENSION;
         loop {
             self.skip_data()?;
             let Some(block) = self.header_block()? else {
@@ -111,13 +112,13 @@ impl<R: BufRead> Archive<R> {
             let size = u64::try_from(size).map_err(|_| self.malformed("size is negative"))?;
             match kind {
                 b'x' | b'X' => {
-                    let records = self.extension(size)?;
+                    let records = self.extension(size, &mut room)?;
                     overrides.read(&records).map_err(|reason| self.malformed(reason))?;
                 }
                 // Defaults for all that follows; nobody who makes layers uses them but for comments.
-                b'g' => drop(self.extension(size)?),
-                b'L' => long_path = Some(self.long_name(size)?),
-                b'K' => long_link = Some(self.long_name(size)?),
+                b'g' => drop(self.extension(size, &mut room)?),
+                b'L' => long_path = Some(self.long_name(size, &mut room)?),
+                b'K' => long_link = Some(self.long_name(size, &mut room)?),
                 _ => {
                     return self
                         .entry(&header, kind, size, overrides, long_path, long_link)
@@ -212,7 +213,7 @@ impl<R: BufRead> Archive<R> {
             },
             _ => (0, 0),
         };
-        let xattrs = overrides.xattrs;
+        let xattrs = overrides.xattrs.into_iter().collect();
         Ok(Entry {
             path,
             kind: made,
@@ -289,10 +290,11 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>, LayerError> {
-        if size > MAX_EXTENSION {
-            return Err(self.malformed("extended header is too big"));
-        }
+    /// What stands in an extension, which takes up some of its entry's `room`.
+    fn extension(&mut self, size: u64, room: &mut u64) -> Result<Vec<u8>, LayerError> {
+        *room = room
+            .checked_sub(size)
+            .ok_or_else(|| self.malformed("extended headers of one entry are too big"))?;
         self.remaining = size;
         self.padding = size.next_multiple_of(BLOCK as u64) - size;
         let mut text = Vec::new();
@@ -307,8 +309,8 @@ impl<R: BufRead> Archive<R> {
         }
     }
 
-    fn long_name(&mut self, size: u64) -> Result<Vec<u8>, LayerError> {
-        let name = self.extension(size)?;
+    fn long_name(&mut self, size: u64, room: &mut u64) -> Result<Vec<u8>, LayerError> {
+        let name = self.extension(size, room)?;
         Ok(header::until_nul(&name).to_vec())
     }
 

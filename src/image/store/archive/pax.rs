@@ -1,6 +1,11 @@
 //! Extended headers (POSIX.1-2001 pax): records of `length key=value\n` that override fields of the next header.
 
+use std::collections::BTreeMap;
+
 use super::sparse::Extent;
+
+/// The most extended attributes of one entry: their names alone would soon exceed what Linux lists of a file (64 KiB).
+const MAX_XATTRS: usize = 1024;
 
 /// What the extended headers before an entry say about it.
 #[derive(Default)]
@@ -12,7 +17,8 @@ pub(super) struct Overrides {
     pub gid: Option<i64>,
     /// Seconds since the epoch, and nanoseconds on top.
     pub mtime: Option<(i64, u32)>,
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// By name; said again, one is replaced.
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     pub sparse: Sparse,
 }
 
@@ -63,8 +69,10 @@ impl Overrides {
                     if name.is_empty() || name.contains(&0) {
                         return Err("extended attribute without a usable name");
                     }
-                    self.xattrs.retain(|(known, _)| known != name);
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                    self.xattrs.insert(name.to_vec(), value.to_vec());
+                    if self.xattrs.len() > MAX_XATTRS {
+                        return Err("too many extended attributes");
+                    }
                 } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
                     self.sparse.set(name, value)?;
                 }
@@ -161,14 +169,16 @@ fn time(value: &[u8]) -> Result<(i64, u32), &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Overrides, time};
+    use std::collections::BTreeMap;
+
+    use super::{MAX_XATTRS, Overrides, time};
 
     #[test]
     fn records_are_counted_exactly() {
         let mut overrides = Overrides::default();
         overrides.read(b"10 path=a\n\x32\x31 SCHILY.xattr.u=\n\0\n").unwrap();
         assert_eq!(overrides.path.as_deref(), Some(&b"a"[..]));
-        assert_eq!(overrides.xattrs, [(b"u".to_vec(), b"\n\0".to_vec())]);
+        assert_eq!(overrides.xattrs, BTreeMap::from([(b"u".to_vec(), b"\n\0".to_vec())]));
         for wrong in [
             &b"8 path=a\n"[..],
             b"11 path=a\n",
@@ -182,6 +192,23 @@ mod tests {
         ] {
             assert!(Overrides::default().read(wrong).is_err(), "{}", wrong.escape_ascii());
         }
+    }
+
+    #[test]
+    fn attributes_are_counted_by_name() {
+        let record = |n: usize, value: char| format!("23 SCHILY.xattr.{n:04}={value}\n").into_bytes();
+        let mut overrides = Overrides::default();
+        for value in ['a', 'b'] {
+            for n in 0..MAX_XATTRS {
+                overrides.read(&record(n, value)).unwrap();
+            }
+        }
+        assert_eq!(overrides.xattrs.len(), MAX_XATTRS);
+        assert!(overrides.xattrs.values().all(|value| value == b"b"));
+        assert_eq!(
+            overrides.read(&record(MAX_XATTRS, 'a')),
+            Err("too many extended attributes")
+        );
     }
 
     #[test]

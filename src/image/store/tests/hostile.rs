@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use super::tape::{Spec, Tape, digest, gzip, zstd};
+use super::tape::{Spec, Tape, digest, gzip, pax_records, zstd};
 use super::{Compression, LayerError, Limits, Place, chain, names, reader};
 use crate::image::{ErrorKind, ImageError};
 
@@ -255,6 +255,51 @@ fn numbers_that_lie_are_refused() {
         ..Spec::new(b'L', "././@LongLink")
     };
     assert_malformed(Tape::new().put(huge_name), "too big");
+}
+
+/// 300 KiB that say something about the next entry.
+fn big_extension(kind: u8) -> Spec {
+    let text = vec![b'n'; 300 << 10];
+    let data = match kind {
+        b'L' | b'K' => text,
+        _ => pax_records(&[("comment", &text[..])]),
+    };
+    Spec {
+        data,
+        ..Spec::new(kind, "extension")
+    }
+}
+
+#[test]
+fn what_is_said_about_one_entry_is_bounded_over_all_its_headers() {
+    // Only the single header was bounded: a small image whose entry had thousands of them, which compress to nothing,
+    // took the daemon's memory, or hours over its attributes.
+    for kinds in [b"xxxx", b"XXXX", b"gggg", b"LLLL", b"KKKK", b"xLKg"] {
+        let tape = kinds
+            .iter()
+            .fold(Tape::new(), |tape, kind| tape.put(big_extension(*kind)));
+        assert_malformed(tape.file("f", "x"), "extended headers of one entry are too big");
+    }
+    let tape = ["a", "b"].iter().fold(Tape::new(), |tape, name| {
+        (0..3)
+            .fold(tape, |tape, _| tape.put(big_extension(b'x')))
+            .file(name, "x")
+    });
+    let place = Place::new();
+    let (_, diff) = place.unpack(tape);
+    assert_eq!(names(&diff), ["a", "b"], "what another entry's headers say counts");
+}
+
+#[test]
+fn attributes_of_one_entry_are_bounded_over_all_its_headers() {
+    let keys: Vec<String> = (0..1025).map(|n| format!("SCHILY.xattr.left-out.{n}")).collect();
+    let records: Vec<(&str, &[u8])> = keys.iter().map(|key| (key.as_str(), &b"1"[..])).collect();
+    let tape = |records: &[(&str, &[u8])]| {
+        let (some, others) = records.split_at(512);
+        Tape::new().pax(some).pax(others).file("f", "x")
+    };
+    assert_malformed(tape(&records), "too many extended attributes");
+    Place::new().unpack(tape(&records[..1024]));
 }
 
 #[test]
