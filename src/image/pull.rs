@@ -1,7 +1,8 @@
 //! Pulling an image: resolve, fetch and unpack the layers that are missing, record.
 //!
-//! Pulls of one reference with the same credentials are one pull, and a layer that several images want is fetched
-//! once. Who waits keeps the work going: when the last one goes away it stops, and what was half done is removed.
+//! Pulls of one reference with the same credentials are one pull, and a layer that several images of one registry want
+//! is fetched once. Who waits keeps the work going: when the last one goes away it stops, and what was half done is
+//! removed.
 
 mod flight;
 mod layer;
@@ -16,6 +17,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::time::MissedTickBehavior;
 
 use self::flight::Flights;
+use self::layer::LayerKey;
 use self::progress::Progress;
 use super::digest::Digest;
 use super::reference::Reference;
@@ -106,8 +108,7 @@ pub(super) struct Puller {
     store: Arc<Store>,
     config: ImageConfig,
     images: Flights<Key, ImageId>,
-    /// By diffID.
-    layers: Flights<Digest, LayerInfo>,
+    layers: Flights<LayerKey, LayerInfo>,
 }
 
 impl fmt::Debug for Puller {

@@ -42,6 +42,8 @@ impl Request {
 pub enum Step {
     Send(Vec<u8>),
     Pause(Duration),
+    /// Waits until the value is `true`.
+    Until(watch::Receiver<bool>),
     /// Closes the connection.
     Cut,
     /// Sends nothing more and keeps the connection.
@@ -223,6 +225,10 @@ async fn write(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &Req
             Step::Pause(duration) => {
                 stream.flush().await.ok()?;
                 tokio::time::sleep(duration).await;
+            }
+            Step::Until(mut gate) => {
+                stream.flush().await.ok()?;
+                gate.wait_for(|is_open| *is_open).await.ok()?;
             }
             Step::Cut => {
                 stream.flush().await.ok()?;

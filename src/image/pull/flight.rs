@@ -91,7 +91,11 @@ impl<K: Eq + Hash, T: Clone + Send + 'static> Flights<K, T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layer::LayerKey;
     use super::Flights;
+    use crate::image::digest::Digest;
+    use crate::image::reference::Reference;
+    use futures_util::FutureExt;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
@@ -138,5 +142,18 @@ mod tests {
         drop(second);
         tokio::time::sleep(Duration::from_millis(10)).await;
         assert_eq!(gone.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_layer_s_work_is_shared_within_one_registry_only() {
+        let diff_id: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let key = |reference| LayerKey::new(&Reference::parse(reference).unwrap(), &diff_id);
+        let flights: Flights<LayerKey, usize> = Flights::default();
+        let stuck = flights.join(key("evil.example/x"), |_| std::future::pending());
+        let honest = flights.join(key("honest.example/a:1"), |_| async { Ok(1) });
+        let joined = flights.join(key("honest.example/b:2"), |_| async { Ok(2) });
+        assert!(!honest.is_others && joined.is_others);
+        assert_eq!(joined.outcome.await.unwrap(), 1);
+        assert!(stuck.outcome.now_or_never().is_none());
     }
 }

@@ -6,13 +6,32 @@ use std::time::Instant;
 
 use super::progress::Progress;
 use super::{PullError, Puller};
+use crate::image::digest::Digest;
 use crate::image::reference::Reference;
 use crate::image::registry::{RegistryError, RemoteLayer, Session, Streamed, Verdict, pipe};
 use crate::image::{Compression, ErrorKind, LayerInfo};
 
+/// Which fetch of a layer may be shared. Any registry can list the diffID of a layer that others have and never come to
+/// its blob's end, so nobody waits for another's registry. Two that come to the end at once meet in the store.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct LayerKey {
+    /// As the reference names it: its mirrors are the administrator's choice.
+    registry: String,
+    diff_id: Digest,
+}
+
+impl LayerKey {
+    pub(super) fn new(reference: &Reference, diff_id: &Digest) -> Self {
+        Self {
+            registry: reference.domain().to_owned(),
+            diff_id: diff_id.clone(),
+        }
+    }
+}
+
 impl Puller {
-    /// Fetches `layer`, or waits for whoever does so already. If that one fails, by its registry perhaps, tries by
-    /// our own.
+    /// Fetches `layer`, or waits for whoever does so already from the same registry. If that one fails, by its
+    /// credentials perhaps, tries by our own.
     pub(super) async fn layer(
         self: &Arc<Self>,
         reference: &Reference,
@@ -22,7 +41,7 @@ impl Puller {
     ) -> Result<LayerInfo, Arc<PullError>> {
         let begin = Instant::now();
         loop {
-            let joined = self.layers.join(layer.diff_id.clone(), |meter| {
+            let joined = self.layers.join(LayerKey::new(reference, &layer.diff_id), |meter| {
                 self.clone()
                     .fetch(reference.clone(), session.clone(), layer.clone(), meter)
             });
