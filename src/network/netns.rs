@@ -3,13 +3,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::sys::netlink::{ACK, Family, Message, Socket};
 use crate::sys::userns::{self, IdRange};
@@ -109,18 +110,45 @@ pub fn run_in<T: Send>(netns: impl AsFd + Sync, work: impl FnOnce() -> io::Resul
     })
 }
 
-/// Connects to `port` of the pod's localhost, IPv4 first, each within `deadline`.
-pub fn connect(path: &Path, port: u16, deadline: Duration) -> io::Result<TcpStream> {
-    let netns = open(path)?;
-    run_in(&netns, || connect_here(port, deadline))
+/// What one connection to localhost in some network namespace needs of it. To enter it blocks, for a moment; to connect
+/// may take long, and does not.
+pub struct Sockets {
+    v4: io::Result<TcpSocket>,
+    v6: io::Result<TcpSocket>,
 }
 
-/// As [`connect`], in the namespace of the calling thread.
-pub fn connect_here(port: u16, deadline: Duration) -> io::Result<TcpStream> {
-    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    TcpStream::connect_timeout(&v4, deadline)
-        .or_else(|error| TcpStream::connect_timeout(&v6, deadline).map_err(|_| error))
+/// Makes [`Sockets`] in the namespace at `path`, or in that of the calling thread.
+pub fn sockets(path: Option<&Path>) -> io::Result<Sockets> {
+    let make = || {
+        // A kernel may lack one of the families: that matters when it is its turn.
+        Ok(Sockets {
+            v4: TcpSocket::new_v4(),
+            v6: TcpSocket::new_v6(),
+        })
+    };
+    match path {
+        Some(path) => run_in(open(path)?, make),
+        None => make(),
+    }
+}
+
+impl Sockets {
+    /// Connects to `port`, IPv4 first, each within `deadline`. May be cancelled, and then nothing is left of it.
+    pub async fn connect(self, port: u16, deadline: Duration) -> io::Result<TcpStream> {
+        let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+        match connect(self.v4, v4, deadline).await {
+            Ok(connection) => Ok(connection),
+            Err(error) => connect(self.v6, v6, deadline).await.map_err(|_| error),
+        }
+    }
+}
+
+async fn connect(socket: io::Result<TcpSocket>, to: SocketAddr, deadline: Duration) -> io::Result<TcpStream> {
+    match tokio::time::timeout(deadline, socket?.connect(to)).await {
+        Ok(connected) => connected,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "connection timed out")),
+    }
 }
 
 fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
@@ -155,14 +183,15 @@ mod tests {
     use super::*;
     use std::net::TcpListener;
 
-    #[test]
-    fn a_namespace_is_made_entered_and_removed_without_a_trace() {
+    #[tokio::test]
+    async fn a_namespace_is_made_entered_and_removed_without_a_trace() {
         let dir = tempfile::tempdir().unwrap();
         let path = create(dir.path(), "one").unwrap();
         assert!(create(dir.path(), "one").is_err(), "an id is used once");
         let netns = open(&path).unwrap();
         let listener = run_in(&netns, || TcpListener::bind("127.0.0.1:80")).unwrap();
-        let client = connect(&path, 80, Duration::from_secs(1)).unwrap();
+        let sockets = sockets(Some(&path)).unwrap();
+        let client = sockets.connect(80, Duration::from_secs(1)).await.unwrap();
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         drop(netns);
         remove(&path).unwrap();
@@ -173,6 +202,28 @@ mod tests {
                 .unwrap()
                 .contains(dir.path().to_str().unwrap())
         );
+    }
+
+    /// Symptom: connections to a server that accepts none took a thread each, until the daemon had none left.
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_wait_hold_no_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = create(dir.path(), "one").unwrap();
+        let netns = open(&path).unwrap();
+        let listener = run_in(&netns, || TcpListener::bind("127.0.0.1:80")).unwrap();
+        // Room for one, which is there once the listener is readable.
+        rustix::net::listen(&listener, 0).unwrap();
+        let _queued = run_in(&netns, || std::net::TcpStream::connect("127.0.0.1:80")).unwrap();
+        let mut readable = [rustix::event::PollFd::new(&listener, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut readable, None).unwrap();
+        let deadline = Duration::from_secs(10);
+        let waiting = (0..100).map(|_| sockets(Some(&path)).unwrap().connect(80, deadline));
+        // The clock goes on only when all of them wait, on this one thread.
+        for connected in futures_util::future::join_all(waiting).await {
+            // Nobody listens by IPv6: what is told is IPv4's.
+            assert_eq!(connected.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        }
+        remove(&path).unwrap();
     }
 
     #[test]
