@@ -18,41 +18,49 @@ pub enum OperationError {
     Lost,
 }
 
-struct Slot<T> {
+struct Slot<T, E> {
     request: Vec<u8>,
-    outcome: watch::Receiver<Option<T>>,
+    outcome: watch::Receiver<Option<Result<T, E>>>,
 }
 
-/// Operations under way, or finished but not yet delivered to anyone, by the name of what they make.
-pub struct Operations<T> {
-    slots: Arc<Mutex<HashMap<String, Slot<T>>>>,
+impl<T, E> Slot<T, E> {
+    fn is_under_way(&self) -> bool {
+        // One that was lost is not: its sender is gone.
+        self.outcome.borrow().is_none() && self.outcome.has_changed().is_ok()
+    }
 }
 
-impl<T> Default for Operations<T> {
+/// Operations under way, or done but not yet delivered to anyone, by the name of what they make.
+pub struct Operations<T, E> {
+    slots: Arc<Mutex<HashMap<String, Slot<T, E>>>>,
+}
+
+impl<T, E> Default for Operations<T, E> {
     fn default() -> Self {
         Self { slots: Arc::default() }
     }
 }
 
-impl<T: Clone + Send + Sync + 'static> Operations<T> {
+impl<T: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Operations<T, E> {
     /// Runs `work`, in a task of its own that a cancelled request does not stop, or joins the one that runs for the
-    /// same `key`. `request` is the request's bytes: another request for the same key is a conflict.
-    pub async fn run<Fut>(&self, key: &str, request: Vec<u8>, work: impl FnOnce() -> Fut) -> Result<T, OperationError>
+    /// same `key`. `request` is the request's bytes: while another one is under way for the same key it is a conflict.
+    pub async fn run<Fut>(
+        &self,
+        key: &str,
+        request: Vec<u8>,
+        work: impl FnOnce() -> Fut,
+    ) -> Result<Result<T, E>, OperationError>
     where
-        Fut: Future<Output = T> + Send + 'static,
+        Fut: Future<Output = Result<T, E>> + Send + 'static,
     {
         let mut outcome = {
             let mut slots = self.slots.lock().expect("no panic holds it");
             match slots.get(key) {
                 Some(slot) if slot.request == request => slot.outcome.clone(),
-                Some(_) => return Err(OperationError::Conflict),
-                None => {
+                Some(slot) if slot.is_under_way() => return Err(OperationError::Conflict),
+                // What a different request did is that one's: the name's holder refuses this one, if there is any.
+                Some(_) | None => {
                     let (sender, outcome) = watch::channel(None);
-                    let work = work();
-                    tokio::spawn(async move {
-                        let result = work.await;
-                        sender.send_replace(Some(result));
-                    });
                     slots.insert(
                         key.to_owned(),
                         Slot {
@@ -60,6 +68,21 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
                             outcome: outcome.clone(),
                         },
                     );
+                    let (work, slots, key) = (work(), self.slots.clone(), key.to_owned());
+                    tokio::spawn(async move {
+                        let result = work.await;
+                        let mut slots = slots.lock().expect("no panic holds it");
+                        let nobody_waits = sender.receiver_count() == 1;
+                        let own = sender.subscribe();
+                        // A failure is not kept for later: who asks again wants it to be tried again.
+                        if result.is_err()
+                            && nobody_waits
+                            && slots.get(&key).is_some_and(|slot| slot.outcome.same_channel(&own))
+                        {
+                            slots.remove(&key);
+                        }
+                        sender.send_replace(Some(result));
+                    });
                     outcome
                 }
             }
@@ -81,7 +104,7 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
     /// request for the same key that waits for that.
     pub fn forget(&self, key: &str) {
         let mut slots = self.slots.lock().expect("no panic holds it");
-        if slots.get(key).is_some_and(|slot| slot.outcome.borrow().is_some()) {
+        if slots.get(key).is_some_and(|slot| !slot.is_under_way()) {
             slots.remove(key);
         }
     }
@@ -104,13 +127,13 @@ mod tests {
                 let work = || async move {
                     runs.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(Duration::from_secs(1)).await;
-                    7
+                    Ok::<_, ()>(7)
                 };
                 operations.run("name", request.to_vec(), work).await
             }
         };
         let (a, b, c) = tokio::join!(ask(b"x"), ask(b"x"), ask(b"y"));
-        assert_eq!((a, b, c), (Ok(7), Ok(7), Err(OperationError::Conflict)));
+        assert_eq!((a, b, c), (Ok(Ok(7)), Ok(Ok(7)), Err(OperationError::Conflict)));
         assert_eq!(runs.load(Ordering::Relaxed), 1);
     }
 
@@ -119,13 +142,46 @@ mod tests {
         let operations = Operations::default();
         let slow = || async {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            1
+            Ok::<_, ()>(1)
         };
         let first = tokio::time::timeout(Duration::from_secs(1), operations.run("name", vec![], slow)).await;
         assert!(first.is_err());
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert_eq!(operations.run("name", vec![], || async { 2 }).await, Ok(1));
-        assert_eq!(operations.run("name", vec![], || async { 3 }).await, Ok(3));
+        assert_eq!(operations.run("name", vec![], || async { Ok(2) }).await, Ok(Ok(1)));
+        assert_eq!(operations.run("name", vec![], || async { Ok(3) }).await, Ok(Ok(3)));
+    }
+
+    /// Story: a kubelet is restarted while its request hangs, which then fails; the same pod as asked for by the new one
+    /// differs by an annotation.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_under_way_is_in_nobodys_way() {
+        let operations = Operations::default();
+        for result in [Err("failed"), Ok(1)] {
+            let slow = async move || {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                result
+            };
+            let first = tokio::time::timeout(Duration::from_secs(1), operations.run("name", vec![1], slow)).await;
+            first.unwrap_err();
+            let other = async || operations.run("name", vec![2], || async { Ok(2) }).await;
+            assert_eq!(other().await, Err(OperationError::Conflict));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(other().await, Ok(Ok(2)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_nobody_waited_for_is_tried_again_and_not_kept() {
+        let operations = Operations::default();
+        let slow = || async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Err("failed")
+        };
+        let first = tokio::time::timeout(Duration::from_secs(1), operations.run("name", vec![], slow)).await;
+        first.unwrap_err();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(operations.slots.lock().unwrap().is_empty());
+        assert_eq!(operations.run("name", vec![], || async { Ok(2) }).await, Ok(Ok(2)));
     }
 
     /// Story: what an earlier daemon left is being removed; the request that makes it anew waits for that, and a second
@@ -135,7 +191,7 @@ mod tests {
         let operations = Operations::default();
         let slow = || async {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            1
+            Ok::<_, ()>(1)
         };
         let ask = async |seconds| {
             tokio::time::timeout(Duration::from_secs(seconds), operations.run("name", vec![], slow)).await
@@ -143,7 +199,7 @@ mod tests {
         ask(1).await.unwrap_err();
         operations.forget("name");
         let (began, first) = (tokio::time::Instant::now(), ask(10).await);
-        assert_eq!(first, Ok(Ok(1)));
+        assert_eq!(first, Ok(Ok(Ok(1))));
         assert_eq!(began.elapsed(), Duration::from_secs(4), "it was begun a second time");
         ask(1).await.unwrap_err();
         tokio::time::sleep(Duration::from_secs(10)).await;

@@ -251,7 +251,7 @@ impl RuntimeService for RuntimeApi {
         } = request.into_inner();
         let work = async {
             let update = config_of(linux, "linux")?;
-            let updated = self.rooms.containers.update_resources(&id, &update).await;
+            let updated = self.rooms.containers.update_resources(&id, update).await;
             updated.map_err(|e| failed(&e))?;
             Ok(UpdateContainerResourcesResponse {})
         };

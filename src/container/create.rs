@@ -16,7 +16,7 @@ use super::cdi;
 use super::layers::Users;
 use super::mounts::Origins;
 use super::spec::{self, Built, CgroupMount, Input, JoinPaths};
-use super::{Container, ContainerError, Containers, Inherited, Pod, State, blocking, log, name_of, now_ns};
+use super::{Container, ContainerError, Containers, Inherited, Making, Pod, State, blocking, log, name_of, now_ns};
 use crate::cri;
 use crate::events::Kind;
 use crate::fault;
@@ -69,7 +69,7 @@ impl Containers {
     /// not been answered, gets the first one's result.
     pub async fn create(
         self: &Arc<Self>,
-        pod: Pod,
+        (pod, making): (Pod, Making),
         config: cri::ContainerConfig,
     ) -> Result<ContainerId, Arc<ContainerError>> {
         let sandbox_id = pod.record.id.clone();
@@ -81,7 +81,11 @@ impl Containers {
         let name = name_of(&sandbox_id, &metadata);
         let request = config.encode_to_vec();
         let (this, key) = (self.clone(), name.clone());
-        let work = || async move { this.create_named(key, pod, config).await.map_err(Arc::new) };
+        let work = || async move {
+            let created = this.create_named(key, pod, config).await.map_err(Arc::new);
+            drop(making);
+            created
+        };
         match self.creating.run(&name, request, work).await {
             Ok(result) => result,
             Err(OperationError::Conflict) => Err(Arc::new(ContainerError::NameBusy {
@@ -306,6 +310,7 @@ impl Containers {
             record,
             state: watch::Sender::new(State::Created { process }),
             resources: Mutex::new(resources),
+            updating: tokio::sync::Mutex::default(),
             policy: Some(built.policy),
             monitor: pod.access,
             starting: tokio::sync::Mutex::default(),

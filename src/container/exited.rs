@@ -1,6 +1,8 @@
 //! A container's first process has ended.
 
-use super::{Containers, now_ns};
+use std::sync::Arc;
+
+use super::{Container, Containers, now_ns, spec};
 use crate::model::ContainerId;
 use crate::monitor::protocol;
 use crate::store::{ContainerPhase, ContainerRecord, Exit};
@@ -19,7 +21,7 @@ impl From<protocol::Exit> for Exit {
 
 impl Containers {
     /// Takes the end that a monitor reports. The state changes at once; nothing that can hang comes before it.
-    pub async fn exited(&self, id: &ContainerId, exit: Exit) {
+    pub async fn exited(self: &Arc<Self>, id: &ContainerId, exit: Exit) {
         let Ok(container) = self.find(id.as_str()) else {
             return;
         };
@@ -30,11 +32,26 @@ impl Containers {
             state.exited(exit);
         });
         if first {
+            self.kill_the_rest_later(&container);
             let starting = container.starting.lock().await;
             self.tell_end(&container);
             drop(starting);
             self.record_status(&container, ContainerPhase::Exited).await;
         }
+    }
+
+    /// Kills in the background what a first process that has ended left behind, as nothing else does where it shares its
+    /// pid namespace: the next instance of the container would find its ports and its volumes taken.
+    pub(super) fn kill_the_rest_later(self: &Arc<Self>, container: &Arc<Container>) {
+        if spec::namespaces::ends_with_its_first_process(&container.record.config) {
+            return;
+        }
+        let (this, container) = (self.clone(), container.clone());
+        tokio::spawn(async move {
+            if let Err(error) = this.kill_all(&container).await {
+                tracing::warn!(container_id = %container.record.id, %error, "processes of a container that has ended remain");
+            }
+        });
     }
 
     /// The exit record that a monitor left, if there is one.
@@ -45,7 +62,7 @@ impl Containers {
 
     /// The pod's monitor is gone, and with it the parent of the container's processes: whatever is left of them is
     /// killed, because nobody writes their logs or sees their end any more, and the end is recorded as far as known.
-    pub async fn orphaned(&self, id: &ContainerId) {
+    pub async fn orphaned(self: &Arc<Self>, id: &ContainerId) {
         let Ok(container) = self.find(id.as_str()) else {
             return;
         };

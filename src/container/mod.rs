@@ -66,6 +66,9 @@ pub struct Pod {
     pub pause: Process,
 }
 
+/// Held while a container is made: whoever ends the pod waits for it, so that it finds all that it has to end.
+pub type Making = tokio::sync::OwnedRwLockReadGuard<()>;
+
 /// A container.
 pub struct Container {
     pub record: ContainerRecord,
@@ -75,6 +78,8 @@ pub struct Container {
     policy: Option<spec::Policy>,
     /// As last updated.
     resources: Mutex<cri::LinuxContainerResources>,
+    /// Held while they are changed: each change begins with what the one before it left.
+    updating: tokio::sync::Mutex<()>,
     monitor: Access,
     /// Held while it is started: its end is told after its start, however soon it comes.
     starting: tokio::sync::Mutex<()>,
@@ -185,8 +190,8 @@ pub struct Containers {
     index: RwLock<HashMap<ContainerId, Arc<Container>>>,
     /// Who holds which name: "sandbox id, name, attempt".
     names: Mutex<HashMap<String, ContainerId>>,
-    creating: Operations<Result<ContainerId, Arc<ContainerError>>>,
-    starting: Operations<Result<(), Arc<ContainerError>>>,
+    creating: Operations<ContainerId, Arc<ContainerError>>,
+    starting: Operations<(), Arc<ContainerError>>,
 }
 
 impl Containers {

@@ -69,6 +69,7 @@ impl Containers {
             listing: OnceLock::default(),
             state: watch::Sender::new(state),
             resources: Mutex::new(updated.or_else(asked).unwrap_or_default()),
+            updating: tokio::sync::Mutex::default(),
             policy,
             monitor: monitor.clone(),
             starting: tokio::sync::Mutex::default(),
@@ -88,6 +89,9 @@ impl Containers {
             ContainerPhase::Creating | ContainerPhase::Removing => self.finish_removal(container),
             ContainerPhase::Created | ContainerPhase::Running => {
                 if container.state().exit().is_some() {
+                    if same_boot {
+                        self.kill_the_rest_later(&container);
+                    }
                     self.record_status(&container, ContainerPhase::Exited).await;
                 }
             }
@@ -113,17 +117,25 @@ impl Containers {
     }
 
     /// Takes in the ends of a pod's containers that the kernel shows while its monitor is silent.
-    pub async fn look_at(&self, sandbox_id: &SandboxId) {
+    pub async fn look_at(self: &Arc<Self>, sandbox_id: &SandboxId) {
         for container in self.of_pod(sandbox_id) {
-            let process = container.state().process().filter(|_| container.monitor.is_silent());
-            if let Some(exit) = process.and_then(exit_by_sight) {
+            let Some(process) = container.state().process().filter(|_| container.monitor.is_silent()) else {
+                continue;
+            };
+            let exit = match pidfd::look(process.pid, process.start_time) {
+                Sight::Lives => None,
+                // Its monitor has seen how it ended: what it has recorded, or will tell, is the truth.
+                Sight::Gone => self.recorded_exit(&container.record),
+                Sight::Ended(_) => exit_by_sight(process),
+            };
+            if let Some(exit) = exit {
                 self.exited(&container.record.id, exit).await;
             }
         }
     }
 
     /// Takes in what a monitor says that was silent until now.
-    pub async fn rejoin(&self, container: &Arc<Container>, snapshot: &Snapshot) {
+    pub async fn rejoin(self: &Arc<Self>, container: &Arc<Container>, snapshot: &Snapshot) {
         let record = &container.record;
         self.end_execs(container, Some(snapshot)).await;
         let now = container.state();
@@ -164,7 +176,7 @@ impl Containers {
     /// What a request finds of its first try, over which an earlier daemon died: the container, if it was made before
     /// anyone was told. If it was not, it is removed here, and its name with it.
     pub(super) async fn inherit(
-        &self,
+        self: &Arc<Self>,
         name: &str,
         config: &cri::ContainerConfig,
     ) -> Result<Option<ContainerId>, ContainerError> {

@@ -13,7 +13,7 @@ use crate::sys::cgroup::Cgroup;
 
 impl Containers {
     /// Removes a container, killing it if it runs. Fine if it is not known.
-    pub async fn remove(&self, id: &str) -> Result<(), ContainerError> {
+    pub async fn remove(self: &Arc<Self>, id: &str) -> Result<(), ContainerError> {
         match self.find(id) {
             Ok(container) => self.remove_found(&container).await,
             Err(ContainerError::NotFound { .. }) => Ok(()),
@@ -22,7 +22,7 @@ impl Containers {
     }
 
     /// As [`Containers::remove`], of a container at hand.
-    pub async fn remove_found(&self, container: &Arc<Container>) -> Result<(), ContainerError> {
+    pub async fn remove_found(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), ContainerError> {
         let record = &container.record;
         self.stop_found(container, Duration::ZERO).await?;
         if container.inherited.unfinished {

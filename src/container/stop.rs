@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::recover::exit_by_sight;
-use super::{Container, ContainerError, Containers, State, blocking, leash};
+use super::{Container, ContainerError, Containers, State, blocking, leash, spec};
 use crate::fault;
 use crate::model::chain;
 use crate::sys::cgroup::Cgroup;
@@ -19,7 +19,7 @@ const KILL_DEADLINE: Duration = Duration::from_secs(30);
 impl Containers {
     /// Stops a container and returns once it has ended. Fine if it has ended, or is not known. A second stop with a
     /// shorter grace shortens the wait of the first: each kills at its own deadline.
-    pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), ContainerError> {
+    pub async fn stop(self: &Arc<Self>, id: &str, grace: Duration) -> Result<(), ContainerError> {
         let container = match self.find(id) {
             Ok(container) => container,
             Err(ContainerError::NotFound { .. }) => return Ok(()),
@@ -29,10 +29,16 @@ impl Containers {
     }
 
     /// As [`Containers::stop`], of a container at hand.
-    pub async fn stop_found(&self, container: &Arc<Container>, grace: Duration) -> Result<(), ContainerError> {
+    pub async fn stop_found(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        grace: Duration,
+    ) -> Result<(), ContainerError> {
         let mut end = container.state.subscribe();
+        let ends_at_once = spec::namespaces::ends_with_its_first_process(&container.record.config);
         match container.state() {
-            State::Exited { .. } => return Ok(()),
+            State::Exited { .. } if ends_at_once => return Ok(()),
+            State::Exited { .. } => {}
             // It has never run a program that could make use of a grace.
             State::Created { .. } => {}
             State::Running { .. } if grace.is_zero() => {}
@@ -50,7 +56,7 @@ impl Containers {
                     Some(deadline) => tokio::time::timeout_at(deadline, ended).await.is_ok(),
                     None => ended.await.is_ok(),
                 };
-                if in_time {
+                if in_time && ends_at_once {
                     return Ok(());
                 }
             }
@@ -70,13 +76,14 @@ impl Containers {
     }
 
     /// Nobody tells the end of a container whose monitor is stopped: what the kernel shows of it counts.
-    async fn end_by_sight(&self, container: &Container) {
+    async fn end_by_sight(self: &Arc<Self>, container: &Container) {
         let Some(process) = container.state().process() else {
             return;
         };
         let deadline = Instant::now() + KILL_DEADLINE;
         while Instant::now() < deadline && container.monitor.is_silent() {
             if let Some(exit) = exit_by_sight(process) {
+                let exit = self.recorded_exit(&container.record).unwrap_or(exit);
                 return self.exited(&container.record.id, exit).await;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -25,6 +25,7 @@ impl Containers {
             }),
             policy: None,
             resources: Mutex::default(),
+            updating: tokio::sync::Mutex::default(),
             monitor,
             starting: tokio::sync::Mutex::default(),
             end_told: false.into(),

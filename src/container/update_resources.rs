@@ -2,8 +2,9 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::sync::Arc;
 
-use super::{ContainerError, Containers, State, blocking, spec};
+use super::{Container, ContainerError, Containers, State, blocking, spec};
 use crate::cri;
 use crate::store::ContainerPhase;
 use crate::sys::cgroup::Cgroup;
@@ -12,11 +13,25 @@ impl Containers {
     /// Changes the limits of a container's cgroup. Fields that are unset keep their value. An exited container has
     /// no limits to change: that is an error.
     pub async fn update_resources(
-        &self,
+        self: &Arc<Self>,
         id: &str,
-        update: &cri::LinuxContainerResources,
+        update: cri::LinuxContainerResources,
     ) -> Result<(), ContainerError> {
         let container = self.find(id)?;
+        let this = self.clone();
+        // A caller that goes away must not leave limits that are set and not known.
+        let updated = tokio::spawn(async move {
+            let _updating = container.updating.lock().await;
+            this.update_found(&container, &update).await
+        });
+        updated.await.unwrap_or(Err(ContainerError::Lost))
+    }
+
+    async fn update_found(
+        &self,
+        container: &Container,
+        update: &cri::LinuxContainerResources,
+    ) -> Result<(), ContainerError> {
         let state = container.state();
         if let State::Exited { .. } = state {
             return Err(ContainerError::WrongState {
@@ -56,7 +71,7 @@ impl Containers {
             State::Running { .. } => ContainerPhase::Running,
             State::Exited { .. } => ContainerPhase::Exited,
         };
-        self.record_status(&container, phase).await;
+        self.record_status(container, phase).await;
         Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! A monitor that did not answer when the daemon came back: its pod is shown as the kernel knows it, and joins later.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Sandbox, Sandboxes};
 use crate::model::{SandboxId, chain};
-use crate::monitor::client::{Client, Events};
+use crate::monitor::client::{Client, Events, MonitorError};
 use crate::monitor::protocol::Snapshot;
 use crate::store::{PodPhase, PodStatus};
 use crate::sys::pidfd::{self, Sight};
@@ -27,11 +28,17 @@ impl Sandboxes {
     pub(super) fn greet(&self, id: &SandboxId) -> Connecting {
         let (run_dir, id) = (self.parts.store.pod_run_dir(id), id.clone());
         tokio::spawn(async move {
-            match Client::connect_patiently(&run_dir).await {
-                Ok(connected) => Some(connected),
-                Err(error) => {
-                    tracing::debug!(sandbox_id = %id, error = %chain(&error), "no monitor answers");
-                    None
+            loop {
+                match Client::connect_patiently(&run_dir).await {
+                    Ok(connected) => return Some(connected),
+                    Err(error) if shows_no_monitor(&error) => {
+                        tracing::debug!(sandbox_id = %id, error = %chain(&error), "no monitor answers");
+                        return None;
+                    }
+                    Err(error) => {
+                        tracing::warn!(sandbox_id = %id, error = %chain(&error), "the monitor cannot be asked yet");
+                        tokio::time::sleep(LOOK_AGAIN).await;
+                    }
                 }
             }
         })
@@ -91,6 +98,22 @@ impl Sandboxes {
         if let Err(error) = killed {
             tracing::debug!(sandbox_id = %id, pid, %error, "monitor not ended");
         }
+    }
+}
+
+/// Whether there is no monitor. That this process has no descriptors or memory left to ask it says nothing of it, and its
+/// pod must not die of that.
+fn shows_no_monitor(error: &MonitorError) -> bool {
+    match error {
+        MonitorError::Io { source, .. } => {
+            matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            )
+        }
+        // It ended under the question; asked again, it is not there.
+        MonitorError::Lost => false,
+        _ => true,
     }
 }
 

@@ -39,11 +39,18 @@ impl Sandboxes {
     pub(super) async fn monitor_gone(&self, sandbox: &Sandbox) {
         sandbox.monitor.take();
         self.not_ready(sandbox, "the monitor is gone").await;
-        for container in self.parts.containers.of_pod(&sandbox.record.id) {
-            self.parts.containers.orphaned(&container.record.id).await;
-        }
+        self.orphan_containers(sandbox).await;
+        // Those that were being made.
+        sandbox.all_made().await;
+        self.orphan_containers(sandbox).await;
         if let Err(error) = self.remove_cgroup(sandbox).await {
             tracing::warn!(sandbox_id = %sandbox.record.id, error = %chain(&error), "cgroup of a lost pod remains");
+        }
+    }
+
+    async fn orphan_containers(&self, sandbox: &Sandbox) {
+        for container in self.parts.containers.of_pod(&sandbox.record.id) {
+            self.parts.containers.orphaned(&container.record.id).await;
         }
     }
 

@@ -32,7 +32,7 @@ pub use error::SandboxError;
 pub use limits::namespace_options;
 
 use crate::container::spec::HostFacts;
-use crate::container::{Containers, Pod, blocking, now_ns};
+use crate::container::{Containers, Making, Pod, blocking, now_ns};
 use crate::cri;
 use crate::events::{Event, Events, Kind};
 use crate::handler::Handlers;
@@ -50,6 +50,8 @@ pub struct Sandbox {
     monitor: Access,
     /// Held by a stop or a removal: the two wait for each other.
     ending: tokio::sync::Mutex<()>,
+    /// Read by those who make a container in it.
+    making: Arc<tokio::sync::RwLock<()>>,
     inherited: Inherited,
     listing: OnceLock<Box<[u8]>>,
 }
@@ -72,6 +74,11 @@ impl Sandbox {
     /// Whether containers can live in it.
     pub fn is_ready(&self) -> bool {
         self.status.lock().expect("no panic holds it").phase == PodPhase::Ready
+    }
+
+    /// Waits for the containers that are being made in it. One that is not ready takes no others.
+    async fn all_made(&self) {
+        drop(self.making.write().await);
     }
 
     /// How it is listed but for its state, in the list's own form, which `make` gives the first time.
@@ -120,7 +127,7 @@ pub struct Sandboxes {
     index: RwLock<HashMap<SandboxId, Arc<Sandbox>>>,
     /// Who holds which name: "namespace, name, uid, attempt".
     names: Mutex<HashMap<String, SandboxId>>,
-    running: Operations<Result<SandboxId, Arc<SandboxError>>>,
+    running: Operations<SandboxId, Arc<SandboxError>>,
 }
 
 impl Sandboxes {
@@ -163,9 +170,11 @@ impl Sandboxes {
 
     /// What a container needs of the sandbox to live in it: only a ready one takes containers. A monitor that has not
     /// answered since the daemon came back is waited for.
-    pub async fn ready_pod(&self, id: &str) -> Result<Pod, SandboxError> {
+    pub async fn ready_pod(&self, id: &str) -> Result<(Pod, Making), SandboxError> {
         self.check_ready(id)?;
         let sandbox = self.find(id)?;
+        // Before it is seen to be ready: who ends it says first that it is not, and waits then.
+        let making = sandbox.making.clone().read_owned().await;
         let sandbox_id = || sandbox.record.id.clone();
         let monitor = sandbox.monitor.answering().await;
         if monitor.is_none() && sandbox.monitor.is_silent() {
@@ -174,12 +183,15 @@ impl Sandboxes {
         }
         let status = sandbox.status();
         match (status.phase, monitor, status.pause) {
-            (PodPhase::Ready, Some(monitor), Some(pause)) => Ok(Pod {
-                record: sandbox.record.clone(),
-                monitor,
-                access: sandbox.monitor.clone(),
-                pause,
-            }),
+            (PodPhase::Ready, Some(monitor), Some(pause)) => {
+                let pod = Pod {
+                    record: sandbox.record.clone(),
+                    monitor,
+                    access: sandbox.monitor.clone(),
+                    pause,
+                };
+                Ok((pod, making))
+            }
             _ => Err(SandboxError::NotReady {
                 sandbox_id: sandbox_id(),
             }),

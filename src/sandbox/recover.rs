@@ -58,6 +58,7 @@ impl Sandboxes {
             status: Mutex::new(status),
             monitor,
             ending: tokio::sync::Mutex::default(),
+            making: Arc::default(),
             listing: OnceLock::default(),
             inherited: Inherited {
                 unfinished: matches!(phase, PodPhase::Creating | PodPhase::Removing),
@@ -159,6 +160,7 @@ impl Sandboxes {
             status: Mutex::new(status),
             monitor: Access::gone(),
             ending: tokio::sync::Mutex::default(),
+            making: Arc::default(),
             listing: OnceLock::default(),
             inherited: Inherited {
                 unfinished: true,

@@ -131,6 +131,7 @@ impl Sandboxes {
             status: Mutex::default(),
             monitor: Access::gone(),
             ending: tokio::sync::Mutex::default(),
+            making: Arc::default(),
             inherited: Inherited::default(),
             listing: OnceLock::default(),
         });

@@ -39,16 +39,10 @@ impl Sandboxes {
             self.try_record_status(id, status).await;
         }
         fault::point("stop: recorded").await?;
-        let containers = self.parts.containers.of_pod(id);
-        let ends = containers
-            .iter()
-            .map(|container| self.parts.containers.stop_found(container, Duration::ZERO));
-        for end in futures_util::future::join_all(ends).await {
-            end.map_err(|source| SandboxError::Containers {
-                sandbox_id: id.clone(),
-                source,
-            })?;
-        }
+        self.stop_containers(sandbox).await?;
+        // Those that were being made when it was said.
+        sandbox.all_made().await;
+        self.stop_containers(sandbox).await?;
         fault::point("stop: containers ended").await?;
         // The network needs the namespace, not the pause: both end at once.
         let (released, ()) = tokio::join!(self.release_network(sandbox), self.end_pause(sandbox));
@@ -61,6 +55,20 @@ impl Sandboxes {
         fault::point("stop: cgroup removed").await?;
         if was_ready {
             self.tell(Kind::Stopped, id);
+        }
+        Ok(())
+    }
+
+    async fn stop_containers(&self, sandbox: &Sandbox) -> Result<(), SandboxError> {
+        let containers = self.parts.containers.of_pod(&sandbox.record.id);
+        let ends = containers
+            .iter()
+            .map(|container| self.parts.containers.stop_found(container, Duration::ZERO));
+        for end in futures_util::future::join_all(ends).await {
+            end.map_err(|source| SandboxError::Containers {
+                sandbox_id: sandbox.record.id.clone(),
+                source,
+            })?;
         }
         Ok(())
     }

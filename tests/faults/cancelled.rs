@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tonic::Code;
 
 use crate::daemon::Machine;
-use crate::pods::{IDLER, container, pod, start};
+use crate::pods::{IDLER, container, pod, start, until};
 
 /// How long the daemon is held in the middle.
 const HELD_MS: u64 = 1500;
@@ -173,5 +173,41 @@ fn a_failed_creation_whose_undoing_fails_is_undone_later_and_the_name_is_free() 
         assert!(log.contains("could not undo"), "the fault did not strike");
         client.end_pod(&pod_id).await;
         machine.nothing_is_left_since(&empty);
+    });
+}
+
+/// Story: a pod that is deleted while its container is made. The container came when the stop had looked for it; nobody
+/// followed it, and no removal succeeded any more.
+#[test]
+fn a_container_that_is_made_while_its_pod_ends_ends_with_it() {
+    Machine::test("create-end", async |machine| {
+        let _registry = start(machine).await;
+        machine.client().warm_up(machine).await;
+        let before = machine.look();
+        for end in ["stop", "remove", "the monitor is lost"] {
+            machine.kill();
+            machine
+                .start_with(&format!("sleep@create: process made={HELD_MS}"))
+                .await;
+            let client = machine.client();
+            let pod_id = client.run_pod(&pod(machine, "ended")).await.expect("RunPodSandbox");
+            let config = container(machine, "idler", IDLER);
+            tokio::time::timeout(WAITS, client.create(&pod_id, &config))
+                .await
+                .expect_err("it is held");
+            match end {
+                "stop" => client.stop_pod(&pod_id).await.expect("StopPodSandbox"),
+                "remove" => client.remove_pod(&pod_id).await.expect("RemovePodSandbox"),
+                _ => {
+                    let (monitor, _) = client.pod_pids(&pod_id).await;
+                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(monitor), nix::sys::signal::SIGKILL)
+                        .expect("the monitor is there");
+                    until("the pod is not ready", async || !client.is_ready(&pod_id).await).await;
+                }
+            }
+            client.end_pod(&pod_id).await;
+            assert_eq!(client.containers().await, Vec::<String>::new(), "{end}");
+            machine.nothing_is_left_since(&before);
+        }
     });
 }

@@ -276,8 +276,23 @@ fn nothing_of_a_container_outlives_it_in_a_shared_pid_namespace() {
         let id = client.launch(&pod_id, &config).await;
         client.exited(&id).await;
         client.stop(&id, 10).await.expect("StopContainer");
+        assert!(!sleeps("4711"), "it outlives the stop");
         client.remove(&id).await.expect("RemoveContainer");
         machine.nothing_is_left_since(&before);
+        // One that nobody stops is started anew beside it.
+        config.command[2] = config.command[2].replace("4711", "4712");
+        let id = client.launch(&pod_id, &config).await;
+        client.exited(&id).await;
+        until("what it left has ended", async || !sleeps("4712")).await;
         client.end_pod(&pod_id).await;
     });
+}
+
+/// Whether any process on the machine is `sleep seconds`.
+fn sleeps(seconds: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let command = format!("sleep\0{seconds}\0");
+    processes
+        .filter_map(|process| std::fs::read_to_string(process.path().join("cmdline")).ok())
+        .any(|line| line == command)
 }

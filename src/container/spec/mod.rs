@@ -82,6 +82,9 @@ pub const ROOTFS: &str = "rootfs";
 /// Describes the container. `rootfs` is its root file system as it will see it, for reading its passwd and group.
 pub fn build(input: &Input<'_>, rootfs: BorrowedFd<'_>) -> Result<Built, SpecError> {
     let security = security::resolve(input.sandbox, input.container, input.host)?;
+    if !input.external {
+        mounts::check_root(rootfs)?;
+    }
     let identity = user::resolve(input.container, input.image, rootfs)?;
     let policy = process::policy(input, &security, &identity)?;
     around(input, security, policy)

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount, MountBuilder};
+use rustix::fs::readlinkat;
 
 use super::devices::Device;
 use super::error::SpecError;
@@ -138,6 +140,15 @@ pub struct Mounts {
     pub rootfs_propagation: Option<&'static str>,
     /// To be made read-only after all is mounted.
     pub readonly_paths: Vec<String>,
+}
+
+/// Refuses a root in which libcontainer would leave the root: it makes links below `/dev` by path, before the root is its
+/// own, and a link there would lead it to the node's files.
+pub fn check_root(rootfs: BorrowedFd<'_>) -> Result<(), SpecError> {
+    match readlinkat(rootfs, "dev", Vec::new()) {
+        Ok(_) => Err(SpecError::invalid("path of the image", "/dev", "is a symbolic link")),
+        Err(_) => Ok(()),
+    }
 }
 
 /// Resolves the mounts of a container.

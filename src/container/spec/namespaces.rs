@@ -55,6 +55,12 @@ pub fn pid_mode(sandbox: &cri::PodSandboxConfig, container: &cri::ContainerConfi
     }
 }
 
+/// Whether the kernel kills what is left of a container when its first process ends. A container that says nothing of its
+/// pid namespace may have its sandbox's.
+pub fn ends_with_its_first_process(container: &cri::ContainerConfig) -> bool {
+    container_options(container).is_some_and(|options| options.pid() == NamespaceMode::Container)
+}
+
 /// Whether the sandbox uses the node's network.
 pub fn host_network(sandbox: &cri::PodSandboxConfig) -> bool {
     sandbox_options(sandbox).is_some_and(|options| options.network() == NamespaceMode::Node)

@@ -243,3 +243,12 @@ fn propagation_reaches_the_root() {
         );
     }
 }
+
+/// Story: an image's /dev was a link to the node's files, and a volume at /proc made it one that could be followed.
+#[test]
+fn a_link_for_dev_is_refused() {
+    let world = world();
+    std::os::unix::fs::symlink("/proc/1/root/etc", world.root.path().join("dev")).unwrap();
+    let refusal = world.build().unwrap_err().to_string();
+    assert!(refusal.contains("\"/dev\" is a symbolic link"), "{refusal}");
+}
