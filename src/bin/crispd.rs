@@ -89,6 +89,7 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         cgroup_parent: arguments.cgroup_parent,
     };
     let config = config::validate(raw, flags)?;
+    crisp::sys::process::allow_all_descriptors()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(crisp::daemon::run(config))?;
     // Threads that wait for a hung file system must not keep the daemon from ending.

@@ -74,7 +74,15 @@ impl Containers {
                     message,
                 });
             }
-            Err(error) => return Err(ContainerError::monitor("start the program", id)(error)),
+            Err(error) => {
+                // A monitor that is too late may start it yet: whoever is told that it did not start must find it so.
+                if matches!(error, MonitorError::Timeout { .. })
+                    && let Err(error) = self.kill_all(container).await
+                {
+                    tracing::warn!(container_id = %id, %error, "what was not started in time may run yet");
+                }
+                return Err(ContainerError::monitor("start the program", id)(error));
+            }
         }
         fault::point("start: executed").await?;
         let mut allowed = Ok(());

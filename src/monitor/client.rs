@@ -215,6 +215,8 @@ impl Client {
                 connected => break connected.map_err(failed)?,
             }
         };
+        // A daemon that comes back asks all at once.
+        drop(directory);
         let (link, snapshot, events) = link::greet(socket).await?;
         Ok((Client(link), snapshot, events))
     }

@@ -340,6 +340,16 @@ pub fn set_files_id(id: u32) {
     }
 }
 
+/// Raises the soft limit of open files of this process to its hard one: the usual soft limit is for programs that know
+/// select(2), and a daemon has some descriptors for every pod.
+pub fn allow_all_descriptors() -> io::Result<()> {
+    let (soft, hard) = limit_of(libc::RLIMIT_NOFILE).ok_or_else(io::Error::last_os_error)?;
+    if soft < hard {
+        prlimit(libc::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(())
+}
+
 /// Limits resource number `resource` (RLIMIT_*) of this process; `u64::MAX` is no limit. Where this process may not raise
 /// its own hard limit that high, the limits are cut to it.
 pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {

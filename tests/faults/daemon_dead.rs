@@ -189,3 +189,51 @@ fn a_second_daemon_on_the_directory_is_refused_and_harms_nothing() {
         assert!(client.is_ready(&pod_id).await);
     });
 }
+
+/// Story: a daemon that came back with too few descriptors could not ask every monitor, took those for dead and killed
+/// their pods.
+#[test]
+fn a_daemon_short_of_descriptors_kills_no_pod() {
+    const PODS: usize = 24;
+    Machine::test("few-descriptors", async |machine| {
+        let _registry = start(machine).await;
+        machine.client().warm_up(machine).await;
+        let before = machine.look();
+        let client = machine.client();
+        let (mut pods, mut processes) = (Vec::new(), Vec::new());
+        for n in 0..PODS {
+            let mut config = pod(machine, &format!("pod-{n}"));
+            config.port_mappings.clear();
+            let id = client.run_pod(&config).await.expect("RunPodSandbox");
+            processes.push(client.pod_pids(&id).await);
+            pods.push(id);
+        }
+        // One that has made pods has more descriptors than one that came back to them.
+        machine.kill();
+        machine.start().await;
+        let needed = std::fs::read_dir(format!("/proc/{}/fd", machine.pid()))
+            .expect("it runs")
+            .count();
+        machine.kill();
+        machine.descriptors = Some((needed - PODS / 2) as u64);
+        let mut child = machine.command("").spawn().expect("crispd is executable");
+        until("it is short of descriptors", async || {
+            let log = std::fs::read_to_string(machine.log()).expect("a log");
+            log.contains("Too many open files")
+        })
+        .await;
+        // What it makes of that it does in this time, if it does not end of it.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let _ = child.kill();
+        child.wait().expect("our child");
+        machine.descriptors = None;
+        machine.start().await;
+        let client = machine.client();
+        for (id, processes) in pods.iter().zip(processes) {
+            assert!(client.is_ready(id).await, "its monitor was taken for dead");
+            assert_eq!(client.pod_pids(id).await, processes);
+            client.end_pod(id).await;
+        }
+        machine.nothing_is_left_since(&before);
+    });
+}

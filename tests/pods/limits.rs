@@ -246,6 +246,33 @@ fn a_memory_limit_below_what_is_used_is_refused_and_kills_nobody() {
     assert_eq!(c.status().state(), ContainerState::ContainerRunning);
 }
 
+/// Story: of two updates at once, of processors and of memory, the status had only one afterwards.
+#[test]
+fn updates_at_the_same_time_are_all_in_the_status() {
+    let pod = world().pod("update-at-once");
+    let c = pod.idle("c", |config| resources(config).memory_limit_in_bytes = 64 << 20);
+    for round in 1..=60 {
+        let memory = LinuxContainerResources {
+            memory_limit_in_bytes: (64 << 20) + round * 4096,
+            ..Default::default()
+        };
+        let shares = LinuxContainerResources {
+            cpu_shares: 100 + round,
+            ..Default::default()
+        };
+        std::thread::scope(|scope| {
+            for change in [memory.clone(), shares.clone()] {
+                scope.spawn(|| update(&c, change).expect("UpdateContainerResources"));
+            }
+        });
+        let told = told(&c);
+        assert_eq!(
+            (told.memory_limit_in_bytes, told.cpu_shares),
+            (memory.memory_limit_in_bytes, shares.cpu_shares)
+        );
+    }
+}
+
 #[test]
 fn an_update_of_a_created_container_holds_when_it_starts() {
     let pod = world().pod("update-created");

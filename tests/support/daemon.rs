@@ -51,6 +51,8 @@ pub struct Machine {
     own: Cgroup,
     /// Further arguments for crispd.
     pub arguments: Vec<String>,
+    /// How many descriptors crispd may have, if not as many as this process.
+    pub descriptors: Option<u64>,
     child: Option<Child>,
     client: Option<Client>,
 }
@@ -104,6 +106,7 @@ impl Machine {
             hierarchy,
             own,
             arguments: Vec::new(),
+            descriptors: None,
             child: None,
             client: None,
         }
@@ -185,13 +188,21 @@ impl Machine {
             .stdout(out.try_clone().expect("a descriptor"))
             .stderr(out);
         let joins = self.own.procs_fds().expect("the cgroup is there");
-        // SAFETY: between fork and exec only write(2) is called; the descriptors live in the closure.
+        let descriptors = self.descriptors;
+        // SAFETY: between fork and exec only write(2) and setrlimit(2) are called; the descriptors live in the closure.
         unsafe {
             command.pre_exec(move || {
                 for fd in &joins {
                     if libc::write(fd.as_raw_fd(), b"0".as_ptr().cast(), 1) != 1 {
                         return Err(std::io::Error::last_os_error());
                     }
+                }
+                if let Some(most) = descriptors {
+                    let limit = rustix::process::Rlimit {
+                        current: Some(most),
+                        maximum: Some(most),
+                    };
+                    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
                 }
                 Ok(())
             });

@@ -145,15 +145,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_layer_s_work_is_shared_within_one_registry_only() {
-        let diff_id: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-        let key = |reference| LayerKey::new(&Reference::parse(reference).unwrap(), &diff_id);
+    async fn a_layers_work_is_shared_for_one_blob_of_one_registry_only() {
+        let digest = |letter: &str| -> Digest { format!("sha256:{}", letter.repeat(64)).parse().unwrap() };
+        let key = |reference, blob| LayerKey::new(&Reference::parse(reference).unwrap(), &digest(blob), &digest("a"));
         let flights: Flights<LayerKey, usize> = Flights::default();
-        let stuck = flights.join(key("evil.example/x"), |_| std::future::pending());
-        let honest = flights.join(key("honest.example/a:1"), |_| async { Ok(1) });
-        let joined = flights.join(key("honest.example/b:2"), |_| async { Ok(2) });
+        let stuck = [key("evil.example/x", "b"), key("honest.example/x", "e")];
+        let stuck = stuck.map(|key| flights.join(key, |_| std::future::pending()));
+        let honest = flights.join(key("honest.example/a:1", "b"), |_| async { Ok(1) });
+        let joined = flights.join(key("honest.example/b:2", "b"), |_| async { Ok(2) });
         assert!(!honest.is_others && joined.is_others);
         assert_eq!(joined.outcome.await.unwrap(), 1);
-        assert!(stuck.outcome.now_or_never().is_none());
+        for stuck in stuck {
+            assert!(stuck.outcome.now_or_never().is_none());
+        }
     }
 }

@@ -11,19 +11,22 @@ use crate::image::reference::Reference;
 use crate::image::registry::{RegistryError, RemoteLayer, Session, Streamed, Verdict, pipe};
 use crate::image::{Compression, ErrorKind, LayerInfo};
 
-/// Which fetch of a layer may be shared. Any registry can list the diffID of a layer that others have and never come to
-/// its blob's end, so nobody waits for another's registry. Two that come to the end at once meet in the store.
+/// Which fetch of a layer may be shared: of one blob of one registry. Any image can list the diffID of a layer that others
+/// have, by a blob that is something else, or from a registry that never comes to its end. Two fetches that come to the
+/// end at once meet in the store.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct LayerKey {
     /// As the reference names it: its mirrors are the administrator's choice.
     registry: String,
+    blob: Digest,
     diff_id: Digest,
 }
 
 impl LayerKey {
-    pub(super) fn new(reference: &Reference, diff_id: &Digest) -> Self {
+    pub(super) fn new(reference: &Reference, blob: &Digest, diff_id: &Digest) -> Self {
         Self {
             registry: reference.domain().to_owned(),
+            blob: blob.clone(),
             diff_id: diff_id.clone(),
         }
     }
@@ -41,10 +44,12 @@ impl Puller {
     ) -> Result<LayerInfo, Arc<PullError>> {
         let begin = Instant::now();
         loop {
-            let joined = self.layers.join(LayerKey::new(reference, &layer.diff_id), |meter| {
-                self.clone()
-                    .fetch(reference.clone(), session.clone(), layer.clone(), meter)
-            });
+            let joined = self
+                .layers
+                .join(LayerKey::new(reference, &layer.digest, &layer.diff_id), |meter| {
+                    self.clone()
+                        .fetch(reference.clone(), session.clone(), layer.clone(), meter)
+                });
             progress.meter(&layer.diff_id, &joined.meter);
             match joined.outcome.await {
                 Ok(info) => {
