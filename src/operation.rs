@@ -33,11 +33,25 @@ impl<T, E> Slot<T, E> {
 /// Operations under way, or done but not yet delivered to anyone, by the name of what they make.
 pub struct Operations<T, E> {
     slots: Arc<Mutex<HashMap<String, Slot<T, E>>>>,
+    keeps_failures: bool,
 }
 
 impl<T, E> Default for Operations<T, E> {
     fn default() -> Self {
-        Self { slots: Arc::default() }
+        Self {
+            slots: Arc::default(),
+            keeps_failures: false,
+        }
+    }
+}
+
+impl<T, E> Operations<T, E> {
+    /// Those of which a failure is told to who asks again, too: they cannot be tried again.
+    pub fn keeping_failures() -> Self {
+        Self {
+            keeps_failures: true,
+            ..Self::default()
+        }
     }
 }
 
@@ -69,13 +83,15 @@ impl<T: Clone + Send + Sync + 'static, E: Clone + Send + Sync + 'static> Operati
                         },
                     );
                     let (work, slots, key) = (work(), self.slots.clone(), key.to_owned());
+                    let keeps_failures = self.keeps_failures;
                     tokio::spawn(async move {
                         let result = work.await;
                         let mut slots = slots.lock().expect("no panic holds it");
                         let nobody_waits = sender.receiver_count() == 1;
                         let own = sender.subscribe();
-                        // A failure is not kept for later: who asks again wants it to be tried again.
+                        // Who asks again wants it to be tried again.
                         if result.is_err()
+                            && !keeps_failures
                             && nobody_waits
                             && slots.get(&key).is_some_and(|slot| slot.outcome.same_channel(&own))
                         {
@@ -182,6 +198,14 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert!(operations.slots.lock().unwrap().is_empty());
         assert_eq!(operations.run("name", vec![], || async { Ok(2) }).await, Ok(Ok(2)));
+        let operations = Operations::keeping_failures();
+        let first = tokio::time::timeout(Duration::from_secs(1), operations.run("name", vec![], slow)).await;
+        first.unwrap_err();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(
+            operations.run("name", vec![], || async { Ok(2) }).await,
+            Ok(Err("failed"))
+        );
     }
 
     /// Story: what an earlier daemon left is being removed; the request that makes it anew waits for that, and a second

@@ -23,6 +23,8 @@ from harness.netns import Netns
 _PACK = paths.CACHE / "lane"
 _TESTS = _PACK / "tests.json"
 _LOGS = paths.CACHE / "logs"
+# See `in_machines`.
+_FAILED = 100
 # The test programs that have something to show here.
 _PROGRAMS = ("cgroup", "cgroup_limits", "stats_collector", "pods", "root_streaming", "faults", "lane")
 
@@ -92,7 +94,7 @@ def arguments():
     parser.add_argument("--all", action="store_true", help="also the steps that another kernel is less likely to change")
     parser.add_argument("--only", action="append", metavar="TEXT", help="only the steps whose name contains this text, or one of these")
     parser.add_argument("--vm-run", default=os.environ.get("CRISP_VM_RUN"), metavar="PATH")
-    parser.add_argument("--timeout", type=int, default=1500, metavar="SECONDS", help="of the virtual machines (default: %(default)s)")
+    parser.add_argument("--timeout", type=int, default=3600, metavar="SECONDS", help="of the virtual machines (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the steps")
     return parser.parse_args()
 
@@ -159,6 +161,7 @@ def divided(steps, count):
 
 def in_machines(share, steps, args, undo):
     """Unpacks in each machine, at the same place: the tests have it compiled in. Gives the number of steps that failed."""
+    # `_FAILED` and the number of those is what it ends with there; with any other status it has not come to the steps.
     archive = "lane.tar" if args.vm_run else "/dev/vdb"
     root = vm.quoted(paths.ROOT)
 
@@ -174,10 +177,10 @@ def in_machines(share, steps, args, undo):
     else:
         shares = divided(steps, vm.useful_machines())
         statuses = vm.run(share / "lane.tar", [script(steps) for steps in shares], args.timeout, undo)
-    for status, steps in zip(statuses, shares):
-        if status > len(steps):
-            raise vm.VmError(f"the command in the virtual machine ended with {status}")
-    return sum(statuses)
+    failed = [status and status - _FAILED for status in statuses]
+    if not all(status == 0 or 0 < count <= len(steps) for status, count, steps in zip(statuses, failed, shares)):
+        raise vm.VmError(f"the commands in the virtual machines ended with {statuses}")
+    return sum(failed)
 
 
 def lacking():
@@ -230,7 +233,8 @@ def run(args, undo):
         raise SystemExit("hack/lane: no step is called that")
     if args.packed:
         # Who packed it counts.
-        return here(chosen, args, undo)
+        failed = here(chosen, args, undo)
+        return _FAILED + failed if failed else 0
     began = time.monotonic()
     if args.here:
         failed = here(chosen, args, undo)

@@ -30,7 +30,7 @@ impl ToCode for SandboxError {
             Self::NotFound { .. } => Code::NotFound,
             Self::Ambiguous { .. } | Self::Invalid { .. } | Self::UnknownHandler(_) => Code::InvalidArgument,
             Self::NotReady { .. } | Self::NoUserNamespaces { .. } => Code::FailedPrecondition,
-            Self::MonitorSilent { .. } => Code::DeadlineExceeded,
+            Self::MonitorSilent { .. } | Self::StillMaking { .. } => Code::DeadlineExceeded,
             Self::NameTaken { .. } | Self::NameBusy { .. } => Code::AlreadyExists,
             Self::Lost
             | Self::UserNamespace { .. }

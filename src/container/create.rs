@@ -66,7 +66,7 @@ fn users_of(pod: &Pod) -> Result<Option<Users>, ContainerError> {
 
 impl Containers {
     /// Creates a container in `pod` and returns its id. The same request again, while the first is under way or has
-    /// not been answered, gets the first one's result.
+    /// not been answered, gets the first one's result; a failure that nobody received is tried again.
     pub async fn create(
         self: &Arc<Self>,
         (pod, making): (Pod, Making),
@@ -229,7 +229,14 @@ impl Containers {
         let log = async {
             match record.log_path.clone() {
                 None => Ok(None),
-                Some(path) => blocking(move || log::open(&path)).await.map(Some),
+                Some(path) => {
+                    let paths = [path.clone()];
+                    let opened = self.hung.ask(&paths, move |asking| {
+                        asking.at(&path)?;
+                        log::open(&path)
+                    });
+                    opened.await.map(Some)
+                }
             }
         };
         // On cgroup v1 the container sees its cgroup by a bind: it is there by now.

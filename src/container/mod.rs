@@ -204,7 +204,8 @@ impl Containers {
             index: RwLock::default(),
             names: Mutex::default(),
             creating: Operations::default(),
-            starting: Operations::default(),
+            // What could not be started cannot be started again: only the first one knows why.
+            starting: Operations::keeping_failures(),
         }
     }
 

@@ -95,6 +95,8 @@ impl Containers {
                     self.record_status(&container, ContainerPhase::Exited).await;
                 }
             }
+            // The daemon may have died over it.
+            ContainerPhase::Exited if same_boot => self.kill_the_rest_later(&container),
             ContainerPhase::Exited => {}
         }
     }

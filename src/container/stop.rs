@@ -65,6 +65,9 @@ impl Containers {
         fault::point("container stop: killed").await?;
         if container.monitor.is_silent() {
             self.end_by_sight(container).await;
+        } else if container.monitor.client().is_none() {
+            // Nobody will tell its end.
+            self.orphaned(&container.record.id).await;
         }
         let ended = end.wait_for(|state| state.exit().is_some());
         match tokio::time::timeout(KILL_DEADLINE, ended).await {

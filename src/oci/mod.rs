@@ -20,6 +20,7 @@ pub mod external;
 pub mod join;
 mod late;
 pub mod line;
+mod places;
 mod stage;
 pub mod youki;
 

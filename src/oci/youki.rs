@@ -24,7 +24,9 @@ use oci_spec::runtime::{
 };
 
 use super::late::LateMount;
-use super::{Creation, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, early, execute, stage};
+use super::{
+    Creation, Namespace, Namespaces, OciError, Policy, Stdio, Waiting, diagnosis, early, execute, places, stage,
+};
 use crate::sys::{fd, process, scm};
 
 /// The directory in the monitor's room that libcontainer takes for its cgroup, relative to the cgroup mount: writes to it do
@@ -90,6 +92,7 @@ pub fn create(creation: Creation, line: Rc<OwnedFd>) -> Result<Waiting, OciError
     made.map_err(io("make the working directory"))?;
     early::gather_cgroups(&mut spec, &mounts, root_id)?;
     early::attach_binds(&mut spec, &root, &mounts, root_id)?;
+    places::check(&spec, &root, &mounts)?;
     bind_from_stage(&mut spec, &mounts)?;
     let late = take_late(mounts, late_mounts)?;
 

@@ -21,6 +21,8 @@ pub enum SandboxError {
     NotReady { sandbox_id: SandboxId },
     #[error("the monitor of pod sandbox {sandbox_id} does not answer")]
     MonitorSilent { sandbox_id: SandboxId },
+    #[error("a container of pod sandbox {sandbox_id} is still being made")]
+    StillMaking { sandbox_id: SandboxId },
     #[error("{what}")]
     Invalid { what: String },
     #[error(transparent)]

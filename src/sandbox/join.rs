@@ -101,8 +101,8 @@ impl Sandboxes {
     }
 }
 
-/// Whether there is no monitor. That this process has no descriptors or memory left to ask it says nothing of it, and its
-/// pod must not die of that.
+/// Whether there is no monitor, or none that can be talked to. That this process has no descriptors or memory left to ask it
+/// says nothing of it, and its pod must not die of that.
 fn shows_no_monitor(error: &MonitorError) -> bool {
     match error {
         MonitorError::Io { source, .. } => {

@@ -40,7 +40,7 @@ impl Sandboxes {
         sandbox.monitor.take();
         self.not_ready(sandbox, "the monitor is gone").await;
         self.orphan_containers(sandbox).await;
-        // Those that were being made.
+        // Those that were being made. One that comes yet later ends when the pod is stopped.
         sandbox.all_made().await;
         self.orphan_containers(sandbox).await;
         if let Err(error) = self.remove_cgroup(sandbox).await {

@@ -76,9 +76,10 @@ impl Sandbox {
         self.status.lock().expect("no panic holds it").phase == PodPhase::Ready
     }
 
-    /// Waits for the containers that are being made in it. One that is not ready takes no others.
-    async fn all_made(&self) {
-        drop(self.making.write().await);
+    /// Waits for the containers that are being made in it; false if that takes too long. One that is not ready takes no others.
+    async fn all_made(&self) -> bool {
+        let made = tokio::time::timeout(MAKING_DEADLINE, self.making.write()).await;
+        made.is_ok()
     }
 
     /// How it is listed but for its state, in the list's own form, which `make` gives the first time.
@@ -98,6 +99,9 @@ impl Sandbox {
         status.clone()
     }
 }
+
+/// How long the end of a pod waits for containers that are being made: a hung file system keeps one for less.
+const MAKING_DEADLINE: Duration = Duration::from_secs(90);
 
 /// How long the end of the daemon may wait for the network.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(5);
@@ -173,14 +177,15 @@ impl Sandboxes {
     pub async fn ready_pod(&self, id: &str) -> Result<(Pod, Making), SandboxError> {
         self.check_ready(id)?;
         let sandbox = self.find(id)?;
-        // Before it is seen to be ready: who ends it says first that it is not, and waits then.
-        let making = sandbox.making.clone().read_owned().await;
         let sandbox_id = || sandbox.record.id.clone();
         let monitor = sandbox.monitor.answering().await;
         if monitor.is_none() && sandbox.monitor.is_silent() {
             let sandbox_id = sandbox_id();
             return Err(SandboxError::MonitorSilent { sandbox_id });
         }
+        // Before it is seen to be ready: who ends it says first that it is not, and waits then. After the wait for the monitor,
+        // which may join only when nobody ends the pod.
+        let making = sandbox.making.clone().read_owned().await;
         let status = sandbox.status();
         match (status.phase, monitor, status.pause) {
             (PodPhase::Ready, Some(monitor), Some(pause)) => {

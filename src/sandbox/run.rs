@@ -33,7 +33,7 @@ use crate::undo::Undo;
 
 impl Sandboxes {
     /// Runs a sandbox and returns its id once it is ready. The same request again, while the first is under way or
-    /// has not been answered, gets the first one's result.
+    /// has not been answered, gets the first one's result; a failure that nobody received is tried again.
     pub async fn run(
         self: &Arc<Self>,
         config: cri::PodSandboxConfig,

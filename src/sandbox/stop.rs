@@ -41,7 +41,10 @@ impl Sandboxes {
         fault::point("stop: recorded").await?;
         self.stop_containers(sandbox).await?;
         // Those that were being made when it was said.
-        sandbox.all_made().await;
+        if !sandbox.all_made().await {
+            let sandbox_id = id.clone();
+            return Err(SandboxError::StillMaking { sandbox_id });
+        }
         self.stop_containers(sandbox).await?;
         fault::point("stop: containers ended").await?;
         // The network needs the namespace, not the pause: both end at once.

@@ -26,7 +26,7 @@ use crate::model::chain;
 const MAX_DIALS: usize = 64;
 
 /// The most streams of a session that wait for the others of their pairs.
-const MAX_HALVES: usize = 256;
+const MAX_HALVES: usize = 1024;
 
 /// The longest request id in bytes. Clients number their requests.
 const MAX_REQUEST_ID: usize = 128;

@@ -8,6 +8,7 @@ use tonic::Code;
 
 use crate::daemon::{Client, Machine};
 use crate::pods::{COUNTER, IDLER, container, counted, log_lines, logs, pod, pull, start, until};
+use crate::registry::busybox;
 
 /// Both streams together, and what names them, fit into one message of this size.
 const EXEC_LIMIT: usize = 16 << 20;
@@ -149,6 +150,82 @@ fn emptiness() -> Vec<u8> {
         .append_data(&mut header, "nothing/", std::io::empty())
         .expect("in memory");
     builder.into_inner().expect("in memory")
+}
+
+/// Story: an image's /dev was a link to a directory of the node's, and a volume at /proc had ordinary directories where the
+/// way there led through the kernel's own links: the links that every container has below /dev were made there. So they
+/// were if a link of the image's led a volume with such a /dev over the root.
+#[test]
+fn no_link_of_an_image_or_a_volume_has_anything_made_on_the_node() {
+    Machine::test("dev-link", async |machine| {
+        let registry = start(machine).await;
+        let client = machine.client();
+        client.warm_up(machine).await;
+        let outside = machine.dir().join("outside");
+        std::fs::create_dir(&outside).expect("a directory");
+        let target = format!("/proc/1/root{}", outside.display());
+        let volume = machine.dir().join("volume");
+        std::fs::create_dir_all(volume.join(target.trim_start_matches("/proc/"))).expect("directories");
+        std::os::unix::fs::symlink(&target, volume.join("dev")).expect("a link");
+        std::os::unix::fs::symlink("/", volume.join("top")).expect("a link");
+        let image = async |name: &str, link: &str, target: &str| {
+            let mut builder = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            builder.append_link(&mut header, link, target).expect("in memory");
+            let layers = [busybox(), builder.into_inner().expect("in memory")];
+            let reference = registry.offer(name, &layers, json!({"Env": ["PATH=/bin"]}));
+            pull(&client, &reference).await.expect("an honest registry");
+            reference
+        };
+        let dev = image("dev", "dev", &target).await;
+        let deep = image("deep", "x/y/z/w", "/").await;
+        let proc = image("proc", "x/y/z/w", "../../../proc").await;
+        let before = machine.look();
+        let pod_id = client.run_pod(&pod(machine, "dev-link")).await.expect("RunPodSandbox");
+        let mut config = container(machine, "idler", IDLER);
+        for (image, places, words) in [
+            (&dev, vec![], "symbolic link"),
+            (&dev, vec!["/proc"], "symbolic link"),
+            (&deep, vec!["/x/y/z/w"], "over the root file system"),
+            // By way of another volume, which libcontainer mounts, too.
+            (
+                &deep,
+                vec!["/dev/volume", "/dev/volume/top"],
+                "over the root file system",
+            ),
+            (
+                &deep,
+                vec!["/x/y/z/w/proc", "/a/b", "/a/b/top"],
+                "not a proc file system",
+            ),
+            (&proc, vec!["/x/y/z/w"], "not a proc file system"),
+        ] {
+            config.image.as_mut().expect("set by us").image = image.clone();
+            let at = |place: &str| cri::Mount {
+                container_path: place.to_owned(),
+                host_path: volume.display().to_string(),
+                ..Default::default()
+            };
+            config.mounts = places.iter().map(|place| at(place)).collect();
+            let made = client.create(&pod_id, &config).await;
+            assert_eq!(
+                std::fs::read_dir(&outside).expect("it is there").count(),
+                0,
+                "{places:?} made something on the node"
+            );
+            match made {
+                Err(refusal) if !crate::handlers::is_external() => {
+                    assert!(refusal.message().contains(words), "{places:?}: {refusal:?}");
+                }
+                Err(_) => {}
+                Ok(_) => assert!(crate::handlers::is_external(), "{places:?} is not refused"),
+            }
+        }
+        client.end_pod(&pod_id).await;
+        machine.nothing_is_left_since(&before);
+    });
 }
 
 #[test]
